@@ -1,0 +1,89 @@
+"""Processes that outlive the command that started them: started once, found again, stopped whole."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+
+class PortInUse(Exception):
+    """Another program listens where a server should."""
+
+
+class BackgroundProcess:
+    """One named process with its log `<folder>/<name>.log` and its identity in `<folder>/<name>.json`."""
+
+    def __init__(self, folder: Path, name: str):
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._identity = folder / f"{name}.json"
+
+    def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        """Start `command` in a session of its own, unless it runs already. `env` adds to the environment."""
+        if self.is_running():
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        identity = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+        aside = self._identity.with_suffix(".aside")
+        aside.write_text(json.dumps(identity))
+        os.replace(aside, self._identity)
+
+    def is_running(self) -> bool:
+        """Whether the process that was started is still there (a reused process id is not mistaken for it)."""
+        return self._process() is not None
+
+    def stop(self, seconds: float = 20) -> bool:
+        """End the process and all that it started; True if there was one. What does not end in time is killed."""
+        process = self._process()
+        if process is not None:
+            family = [process, *process.children(recursive=True)]
+            for member in family:
+                _signal(member, signal.SIGTERM)
+            _, alive = psutil.wait_procs(family, timeout=seconds)
+            for member in alive:
+                _signal(member, signal.SIGKILL)
+            psutil.wait_procs(alive, timeout=5)
+        self._identity.unlink(missing_ok=True)
+        return process is not None
+
+    def end_of_log(self, lines: int = 30) -> str:
+        """The last lines of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def _process(self) -> psutil.Process | None:
+        try:
+            identity = json.loads(self._identity.read_text())
+            process = psutil.Process(identity["pid"])
+            same = process.create_time() == identity["started"] and process.status() != psutil.STATUS_ZOMBIE
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, psutil.NoSuchProcess):
+            return None
+        return process if same else None
+
+
+def require_free_port(port: int, purpose: str, remedy: str) -> None:
+    """Raise `PortInUse` when something listens on 127.0.0.1:`port`."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise PortInUse(f"port {port}, where {purpose} should listen, is in use; {remedy}")
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)

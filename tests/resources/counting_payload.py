@@ -1,0 +1,30 @@
+"""A payload for the tests: counts up in its state folder, and can be told to refuse, to break or to wait."""
+
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from resources.payload import PayloadRun, Refusal
+
+
+class Spec(BaseModel):
+    until: int
+    refuse: bool = False
+    break_at: int | None = None
+    seconds_a_step: float = 0.0
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    if spec.refuse:
+        raise Refusal("given a bad number; expected a good one; change the recipe")
+    counter = run.state / "counter"
+    start = int(counter.read_text()) if counter.exists() else 0
+    for number in range(start, spec.until):
+        if number == spec.break_at:
+            raise RuntimeError("broken inside")
+        time.sleep(spec.seconds_a_step)
+        counter.write_text(str(number + 1))
+        run.log(f"counted {number + 1}")
+    (run.output / "count.txt").write_text(str(spec.until))
+    return {"started_at": start}
