@@ -1,0 +1,152 @@
+"""Brings the graph up to date: materializes, in the graph's order, what is missing or stale, and nothing else.
+
+What counts as stale is Dagster's own judgment, the one that the UI shows: another code version (the recipe), or
+another data version (the content) of an input.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import psutil
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+PROCESS_TAG = "khmer/process"
+OBSERVED = "source_files"
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Summary:
+    """What one call did: names of artifacts, with the partition in brackets."""
+
+    materialized: list[str] = field(default_factory=list)
+    fresh: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    held_back: dict[str, str] = field(default_factory=dict)
+
+
+def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: Say = print) -> Summary:
+    """Observe the sources, then materialize what is missing or stale.
+
+    An artifact whose upstream failed, or has a failed blocking check, is held back; all others go on.
+    """
+    close_dead_runs(instance)
+    graph = defs.resolve_asset_graph()
+    summary = Summary()
+    if dg.AssetKey(OBSERVED) in graph.observable_asset_keys:
+        _execute(defs, instance, dg.AssetKey(OBSERVED), None)
+    keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
+    work = [(key, partition) for key in keys for partition in _partitions(graph, key)]
+    blocked: dict[tuple[dg.AssetKey, str | None], str] = {}
+    for number, (key, partition) in enumerate(work, 1):
+        name = f"{key.to_user_string()} ({partition})" if partition else key.to_user_string()
+        causes = [
+            cause
+            for parent in graph.get(key).parent_keys
+            for (blocked_key, blocked_partition), cause in blocked.items()
+            if blocked_key == parent and _feeds(graph, parent, blocked_partition, key, partition)
+        ]
+        if causes:
+            summary.held_back[name] = blocked[key, partition] = causes[0]
+            say(f"[{number:2}/{len(work)}] {name}: held back, because {causes[0]}")
+            continue
+        status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance)).get_status(key, partition)
+        if status == StaleStatus.FRESH:
+            summary.fresh += 1
+        else:
+            say(f"[{number:2}/{len(work)}] {name}")
+            started = time.monotonic()
+            result = _execute(defs, instance, key, partition)
+            if result.success or _was_materialized(result):
+                summary.materialized.append(name)
+                say(f"        {time.monotonic() - started:.1f} s")
+            else:
+                summary.failed[name] = _reason(result)
+                blocked[key, partition] = f"{name} failed"
+                say(f"        failed: {summary.failed[name]}")
+                continue
+        for check in failed_blocking_checks(instance, graph, key):
+            blocked[key, partition] = f"{name} does not pass its check {check!r}"
+            summary.failed.setdefault(name, f"the check {check!r} did not pass")
+            say(f"        the check {check!r} did not pass")
+    return summary
+
+
+def failed_blocking_checks(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey) -> list[str]:
+    """Names of the asset's blocking checks whose latest evaluation did not pass."""
+    names = []
+    for check in graph.get_check_keys_for_assets({key}):
+        if graph.get_check_spec(check).blocking:
+            record = instance.event_log_storage.get_latest_asset_check_execution_by_key([check]).get(check)
+            evaluation = record.event.asset_check_evaluation if record and record.event else None
+            if evaluation is not None and not evaluation.passed:
+                names.append(check.name)
+    return names
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Mark runs whose process was killed as failed, and give back the pool slots that they held."""
+    unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
+    for run in instance.get_runs(unfinished):
+        process = run.tags.get(PROCESS_TAG)
+        if process is not None and process not in _living_processes():
+            instance.report_run_failed(run, "the process of this run was ended")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _living_processes() -> set[str]:
+    return {f"{p.info['pid']}-{p.info['create_time']:.0f}" for p in psutil.process_iter(["pid", "create_time"])}
+
+
+def _this_process() -> str:
+    return f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def _partitions(graph: Any, key: dg.AssetKey) -> list[str | None]:
+    definition = graph.get(key).partitions_def
+    return list(definition.get_partition_keys()) if definition else [None]
+
+
+def _feeds(graph: Any, parent: dg.AssetKey, held: str | None, child: dg.AssetKey, partition: str | None) -> bool:
+    """Whether the child needs the parent's partition that is held back.
+
+    A dict of all partitions goes on without one that failed; the same partition, or no partition, is needed.
+    """
+    if held is None:
+        return True
+    return partition == held
+
+
+def _execute(
+    defs: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None
+) -> dg.ExecuteInProcessResult:
+    job = defs.resolve_implicit_job_def_def_for_assets([key])
+    assert job is not None, f"no job holds {key}"
+    return job.execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        asset_selection=[key],
+        raise_on_error=False,
+        tags={PROCESS_TAG: _this_process()},
+    )
+
+
+def _was_materialized(result: dg.ExecuteInProcessResult) -> bool:
+    return any(event.is_step_materialization for event in result.all_events)
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return str(data.user_failure_data.description)
+            error = data.error.cause if data.error and data.error.cause else data.error
+            return error.message.strip() if error else "unknown"
+    return "the run did not start"

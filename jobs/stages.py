@@ -1,0 +1,44 @@
+"""A job a stage of the graph, to be launched from the UI, the shell or a schedule.
+
+Assets that are partitioned and those that are not cannot share a job, hence two for some stages.
+"""
+
+import dagster as dg
+from dagster import AssetSelection
+
+SOURCES_JOB = "refresh_sources"
+REPORT_JOB = "report"
+
+
+def stage_jobs() -> list[dg.UnresolvedAssetJobDefinition]:
+    """All jobs, in the order in which they build a model."""
+    return [
+        dg.define_asset_job(
+            SOURCES_JOB,
+            AssetSelection.assets("raw_corpus", "normalized_corpus", "filtered_corpus"),
+            description="Collect, normalize and filter one source (a partition).",
+        ),
+        dg.define_asset_job("find_duplicates", AssetSelection.assets("dedup_index")),
+        dg.define_asset_job("remove_duplicates", AssetSelection.assets("deduplicated_corpus")),
+        dg.define_asset_job(
+            "train_tokenizer", AssetSelection.assets("training_mixture") | AssetSelection.groups("tokenizer")
+        ),
+        dg.define_asset_job("pretrain", AssetSelection.groups("pretraining")),
+        dg.define_asset_job("finetune", AssetSelection.groups("instructions", "finetuning")),
+        dg.define_asset_job("compress", AssetSelection.assets("pruned_model", "awq_model")),
+        dg.define_asset_job(
+            "quantize",
+            AssetSelection.assets("gguf_model", "gguf_evaluation"),
+            description="Convert, quantize and measure one GGUF quantization (a partition).",
+        ),
+        dg.define_asset_job(
+            REPORT_JOB, AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation")
+        ),
+        dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
+        deploy_job(),
+    ]
+
+
+def deploy_job() -> dg.UnresolvedAssetJobDefinition:
+    """Serves the current release."""
+    return dg.define_asset_job("deploy", AssetSelection.assets("served_model"))

@@ -1,0 +1,29 @@
+"""What a user at a terminal sees of a run: the lines that assets and payloads log, without Dagster's own events."""
+
+import logging
+import sys
+
+import dagster as dg
+
+
+class _OwnLines(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        meta = getattr(record, "dagster_meta", None) or {}
+        return record.levelno >= logging.INFO and not meta.get("dagster_event")
+
+
+@dg.logger(description="Prints what assets log, and nothing else.")
+def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
+    """The default logger of every job."""
+    logger = logging.Logger("khmer")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OriginalMessage())
+    handler.addFilter(_OwnLines())
+    logger.addHandler(handler)
+    return logger
+
+
+class _OriginalMessage(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        meta = getattr(record, "dagster_meta", None) or {}
+        return f"        {meta.get('orig_message', record.getMessage())}"
