@@ -1,0 +1,1 @@
+"""Base checkpoint and chats -> LoRA adapter -> merged model."""

@@ -1,0 +1,149 @@
+"""Supervised finetuning: a LoRA adapter that learns the assistant's answers, and nothing but the answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel
+
+from khmer_assets import plots
+from khmer_assets.recipe import Finetuning
+from resources.payload import PayloadRun, Refusal
+
+IGNORED = -100
+
+
+class Spec(BaseModel):
+    """Folders of base_checkpoint and chat_dataset; `precision` is the base model's."""
+
+    base: Path
+    chats: Path
+    settings: Finetuning
+    precision: str
+    context_length: int
+    seed: int
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write a peft adapter folder and `training.json` with the loss curve and the validation loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    from khmer_assets.pretraining import model as models
+    from khmer_assets.pretraining.loop import Schedule, train
+    from khmer_assets.pretraining.train import loss_plot
+
+    settings = spec.settings
+    tokenizer = AutoTokenizer.from_pretrained(spec.base)
+    torch.manual_seed(spec.seed)
+    model = get_peft_model(
+        models.load_model(spec.base),
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    ).to(models.device())
+    examples = {
+        split: encode_chats(tokenizer, chats_of(spec.chats, split), spec.context_length)
+        for split in ("train", "validation")
+    }
+    if len(examples["train"]) < settings.batch_size:
+        raise Refusal(
+            f"chat_dataset has {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
+            f"than finetuning.batch_size ({settings.batch_size}); add chats or lower it"
+        )
+    steps_an_epoch = len(examples["train"]) // settings.batch_size
+    schedule = Schedule(
+        learning_rate=settings.learning_rate,
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=0.0,
+        steps=steps_an_epoch * settings.epochs,
+        checkpoint_every=settings.checkpoint_every,
+        precision=spec.precision,
+    )
+    run.log(f"{len(examples['train']):,} chats, {schedule.steps:,} steps")
+    run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
+
+    def batch(step: int) -> dict[str, torch.Tensor]:
+        epoch, index = divmod(step, steps_an_epoch)
+        order = np.random.default_rng((spec.seed, epoch)).permutation(len(examples["train"]))
+        chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
+        return padded([examples["train"][i] for i in chosen], tokenizer.pad_token_id, model.device)
+
+    curve = train(model, batch, schedule, run)
+    model.eval()
+    with torch.inference_mode():
+        validation = [
+            float(model(**padded([example], tokenizer.pad_token_id, model.device)).loss)
+            for example in examples["validation"][:200]
+        ]
+    validation_loss = float(np.mean(validation)) if validation else float("nan")
+    model.save_pretrained(run.output)
+    (run.output / "training.json").write_text(json.dumps({"curve": curve, "validation_loss": validation_loss}))
+    run.metrics(schedule.steps, validation_loss=validation_loss)
+    run.keep_model(run.output)
+    return {
+        "steps": schedule.steps,
+        "train_loss": float(np.mean([point["loss"] for point in curve[-20:]])),
+        "validation_loss": validation_loss,
+        "loss_curve": plots.as_markdown(loss_plot(curve)),
+    }
+
+
+def chats_of(chats: Path, split: str) -> list[list[dict[str, str]]]:
+    """The messages of the chats of one split."""
+    frame = pl.scan_parquet(chats / "data.parquet").filter(pl.col("split") == split)
+    return frame.select("messages").collect()["messages"].to_list()
+
+
+def encode_chats(
+    tokenizer: Any, chats: list[list[dict[str, str]]], context_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels a chat; a label is the id where the assistant speaks and -100 elsewhere.
+
+    What the assistant says ends with the template's end of the turn, so that the model learns to stop. Chats longer
+    than `context_length` tokens are left out.
+    """
+    texts, spans = [], []
+    for messages in chats:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        spoken = []
+        for position, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = tokenizer.apply_chat_template(
+                    messages[:position], tokenize=False, add_generation_prompt=True
+                )
+                after = tokenizer.apply_chat_template(messages[: position + 1], tokenize=False).rstrip()
+                if not text.startswith(after) or not after.startswith(before):
+                    raise Refusal("the tokenizer's chat template rewrites earlier turns, so answers cannot be told apart")
+                spoken.append((len(before), len(after)))
+        texts.append(text)
+        spans.append(spoken)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    examples = []
+    for ids, offsets, spoken in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
+        if len(ids) <= context_length:
+            labels = [
+                identity if any(start <= begin and end <= stop for start, stop in spoken) else IGNORED
+                for identity, (begin, end) in zip(ids, offsets, strict=True)
+            ]
+            examples.append((ids, labels))
+    return examples
+
+
+def padded(examples: list[tuple[list[int], list[int]]], pad: int, device: Any) -> dict[str, Any]:
+    """The model's arguments for a batch of examples, padded on the right."""
+    import torch
+
+    width = max(len(ids) for ids, _ in examples)
+    return {
+        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples], device=device),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples], device=device),
+        "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples], device=device),
+    }

@@ -1,0 +1,1 @@
+"""Training mixture and tokenizer -> packed token sequences -> base checkpoint."""

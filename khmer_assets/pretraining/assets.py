@@ -1,0 +1,87 @@
+"""The assets of the pretraining stage."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from khmer_assets.pretraining import packing, train
+from khmer_assets.recipe import Recipe
+from resources.compute import Compute
+from resources.tracking import tracked_run
+
+
+def pretraining_assets(recipe: Recipe) -> list[Any]:
+    """packed_dataset and base_checkpoint, with their checks."""
+
+    @dg.asset(
+        group_name="pretraining",
+        io_manager_key="folders",
+        code_version=recipe.version(1, "seed") + f"-{recipe.pretraining.context_length}",
+    )
+    def packed_dataset(
+        context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
+    ) -> dg.Output[Path]:
+        """`train.bin`: the train split as one stream of uint32 token ids, documents parted by the end-of-text token."""
+        return compute.run(
+            context,
+            "khmer_assets.pretraining.packing",
+            packing.Spec(
+                mixture=training_mixture,
+                tokenizer=tokenizer,
+                context_length=recipe.pretraining.context_length,
+                seed=recipe.seed,
+            ),
+        )
+
+    @dg.asset(
+        group_name="pretraining",
+        io_manager_key="folders",
+        kinds={"pytorch", "huggingface"},
+        pool="gpu",
+        code_version=recipe.version(1, "pretraining", "seed") + f"-{recipe.evaluation.max_documents}",
+    )
+    def base_checkpoint(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        mlflow: dg.ResourceParam[Any],
+        packed_dataset: Path,
+        tokenizer: Path,
+        training_mixture: Path,
+    ) -> dg.Output[Path]:
+        """A transformers folder: the pretrained decoder and its tokenizer; `training.json` holds the loss curve.
+
+        A run that is stopped goes on from its last checkpoint.
+        """
+        with tracked_run(mlflow, context) as env:
+            return compute.run(
+                context,
+                "khmer_assets.pretraining.train",
+                train.Spec(
+                    packed=packed_dataset,
+                    tokenizer=tokenizer,
+                    mixture=training_mixture,
+                    settings=recipe.pretraining,
+                    seed=recipe.seed,
+                    max_documents=recipe.evaluation.max_documents,
+                ),
+                env,
+            )
+
+    @dg.asset_check(asset="base_checkpoint", blocking=True)
+    def training_converged(base_checkpoint: Path) -> dg.AssetCheckResult:
+        """The loss fell, and the held-out text is predicted better than by guessing among all tokens."""
+        training = json.loads((base_checkpoint / "training.json").read_text())
+        vocabulary = json.loads((base_checkpoint / "config.json").read_text())["vocab_size"]
+        losses = [point["loss"] for point in training["curve"]]
+        tenth = max(1, len(losses) // 10)
+        first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+        perplexities = {language: q["perplexity"] for language, q in training["quality"].items()}
+        return dg.AssetCheckResult(
+            passed=bool(last < first and all(p < vocabulary and math.isfinite(p) for p in perplexities.values())),
+            metadata={"first_loss": first, "last_loss": last, **{f"perplexity_{k}": v for k, v in perplexities.items()}},
+        )
+
+    return [packed_dataset, base_checkpoint, training_converged]

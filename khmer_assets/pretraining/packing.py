@@ -1,0 +1,99 @@
+"""Packs the mixture's documents into one stream of token ids, from which training cuts its sequences.
+
+Every document is followed by the end-of-text token, so that the model learns where texts end.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel
+
+from khmer_assets.tokenizer.train import END_OF_TEXT
+from resources.payload import PayloadRun, Refusal
+
+DOCUMENTS_A_BATCH = 1_000
+
+
+class Spec(BaseModel):
+    """Folders of training_mixture and tokenizer; the order of the documents is shuffled by `seed`."""
+
+    mixture: Path
+    tokenizer: Path
+    context_length: int
+    seed: int
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write `train.bin` (little-endian uint32 token ids) and `packed.json` with the counts by language."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
+    end = end_of_text_id(tokenizer)
+    documents = (
+        pl.scan_parquet(spec.mixture / "data.parquet")
+        .filter(pl.col("split") == "train")
+        .select("text", "language", pl.lit(1).repeat_by("copies").alias("copy"))
+        .explode("copy")
+        .select("text", "language")
+        .collect()
+        .sample(fraction=1, shuffle=True, seed=spec.seed)
+    )
+    tokens: dict[str, int] = {}
+    with (run.output / "train.bin").open("wb") as stream:
+        for batch in documents.iter_slices(DOCUMENTS_A_BATCH):
+            encoded = tokenizer(batch["text"].to_list(), add_special_tokens=False)["input_ids"]
+            for ids, language in zip(encoded, batch["language"], strict=True):
+                stream.write(np.asarray([*ids, end], dtype="<u4").tobytes())
+                tokens[language] = tokens.get(language, 0) + len(ids) + 1
+            run.log(f"packed {sum(tokens.values()):,} tokens")
+    total = sum(tokens.values())
+    if total <= spec.context_length:
+        raise Refusal(
+            f"the training text has {total} tokens, not even one sequence of {spec.context_length}; add text to the "
+            "catalogue or lower pretraining.context_length"
+        )
+    figures = {"tokens": total, "sequences": (total - 1) // spec.context_length, "documents": documents.height}
+    (run.output / "packed.json").write_text(json.dumps({**figures, "tokens_by_language": tokens}))
+    return {**figures, **{f"tokens_{language}": count for language, count in sorted(tokens.items())}}
+
+
+def end_of_text_id(tokenizer: Any) -> int:
+    """The id that follows every document; the end-of-sequence token where a tokenizer has no end-of-text."""
+    identity = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    return int(tokenizer.eos_token_id if identity in (None, tokenizer.unk_token_id) else identity)
+
+
+class PackedSequences:
+    """The training sequences in a shuffled order that depends on the seed and the epoch alone.
+
+    So batch `step` is the same however often training was stopped before it.
+    """
+
+    def __init__(self, stream: np.ndarray, context_length: int, batch_size: int, seed: int):
+        self.stream = stream
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.sequences = (len(stream) - 1) // context_length
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Token ids of shape (batch_size, context_length + 1): inputs and, shifted by one, labels."""
+        rows = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(position, self.sequences)
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._order = np.random.default_rng((self.seed, epoch)).permutation(self.sequences)
+            start = self._order[index] * self.context_length
+            rows.append(self.stream[start : start + self.context_length + 1])
+        return np.stack(rows).astype(np.int64)
+
+
+def open_stream(packed: Path) -> np.ndarray:
+    """The token stream of a packed dataset, mapped into memory."""
+    return np.memmap(packed / "train.bin", dtype="<u4", mode="r")

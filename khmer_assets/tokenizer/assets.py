@@ -1,0 +1,59 @@
+"""The assets of the tokenizer stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from khmer_assets.recipe import Recipe
+from khmer_assets.tokenizer import report, train
+from resources.compute import Compute
+
+
+def tokenizer_assets(recipe: Recipe) -> list[Any]:
+    """tokenizer and tokenizer_report, with their checks."""
+
+    @dg.asset(
+        group_name="tokenizer",
+        io_manager_key="folders",
+        kinds={"huggingface"},
+        code_version=recipe.version(1, "tokenizer"),
+    )
+    def tokenizer(context: dg.AssetExecutionContext, compute: Compute, training_mixture: Path) -> dg.Output[Path]:
+        """A transformers tokenizer folder with the chat template: a byte-level BPE trained on the mixture's train split."""
+        return compute.run(
+            context,
+            "khmer_assets.tokenizer.train",
+            train.Spec(
+                mixture=training_mixture,
+                vocabulary_size=recipe.tokenizer.vocabulary_size,
+                existing=recipe.tokenizer.existing,
+            ),
+        )
+
+    @dg.asset(group_name="tokenizer", io_manager_key="folders", code_version="1")
+    def tokenizer_report(
+        context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
+    ) -> dg.Output[Path]:
+        """`report.md`, `report.json` and a plot: tokens a character by language and tokenizer, token counts by source."""
+        return compute.run(
+            context, "khmer_assets.tokenizer.report", report.Spec(tokenizer=tokenizer, mixture=training_mixture)
+        )
+
+    @dg.asset_check(asset="tokenizer_report", blocking=True)
+    def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:
+        """Decoding what was encoded gives every held-out text back."""
+        failures = json.loads((tokenizer_report / "report.json").read_text())["round_trip_failures"]
+        return dg.AssetCheckResult(passed=failures == 0, metadata={"texts_not_given_back": failures})
+
+    @dg.asset_check(asset="tokenizer_report")
+    def khmer_costs_fewer_tokens(tokenizer_report: Path) -> dg.AssetCheckResult:
+        """Khmer takes fewer tokens a character than with GPT-2's pattern at the same size."""
+        fertility = json.loads((tokenizer_report / "report.json").read_text())["tokens_per_character"]
+        own, other = (fertility[name].get("khm") for name in ("this tokenizer", "GPT-2 pattern, same size"))
+        return dg.AssetCheckResult(
+            passed=own is None or own < other, metadata={"tokens_per_character": own or 0.0, "gpt2_pattern": other or 0.0}
+        )
+
+    return [tokenizer, tokenizer_report, tokenizer_is_lossless, khmer_costs_fewer_tokens]

@@ -1,0 +1,112 @@
+"""Measures tokenizers: tokens a character by language on held-out text, and token counts by source.
+
+Compared are the trained tokenizer, one of the same size with GPT-2's pattern, and every tokenizer that the Hugging
+Face cache of this machine holds.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel
+
+from khmer_assets import plots
+from khmer_assets.tokenizer.train import GPT2_PATTERN, texts_of, train_bpe
+from resources.payload import PayloadRun
+from resources.storage import markdown_table
+
+Count = Callable[[list[str]], list[int]]
+
+
+class Spec(BaseModel):
+    """Folders of tokenizer and training_mixture."""
+
+    tokenizer: Path
+    mixture: Path
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write `report.json`, `report.md` and `fertility.png`."""
+    from tokenizers import Tokenizer
+
+    trained = Tokenizer.from_file(str(spec.tokenizer / "tokenizer.json"))
+    frame = pl.read_parquet(spec.mixture / "data.parquet")
+    languages = sorted(frame["language"].unique())
+    held_out = {language: list(texts_of(spec.mixture, "validation", language)) for language in languages}
+    held_out = {language: texts for language, texts in held_out.items() if texts}
+
+    contenders: dict[str, Count] = {"this tokenizer": _counter(trained)}
+    run.log("training the tokenizer with GPT-2's pattern, for comparison")
+    size = trained.get_vocab_size()
+    contenders["GPT-2 pattern, same size"] = _counter(train_bpe(texts_of(spec.mixture, "train"), size, GPT2_PATTERN))
+    for name, path in local_tokenizers().items():
+        contenders[name] = _counter(Tokenizer.from_file(str(path)))
+
+    fertility = pl.DataFrame(
+        [
+            {"tokenizer": name}
+            | {language: sum(count(texts)) / sum(map(len, texts)) for language, texts in held_out.items()}
+            for name, count in contenders.items()
+        ]
+    )
+    unfaithful = [
+        text
+        for texts in held_out.values()
+        for text in texts
+        if trained.decode(trained.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) != text
+    ]
+    by_source = (
+        frame.with_columns(tokens=pl.Series(contenders["this tokenizer"](frame["text"].to_list())))
+        .group_by("source", "language")
+        .agg(pl.len().alias("documents"), pl.col("text").str.len_chars().sum().alias("characters"), pl.col("tokens").sum())
+        .sort("source", "language")
+    )
+    report = {
+        "vocabulary_size": size,
+        "tokens_per_character": {row.pop("tokenizer"): row for row in fertility.to_dicts()},
+        "round_trip_failures": len(unfaithful),
+        "tokens_by_source": by_source.to_dicts(),
+    }
+    (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
+    tables = f"## Tokens a character, held-out text\n\n{markdown_table(fertility)}\n\n## By source\n\n{markdown_table(by_source)}\n"
+    figure = _bars(fertility)
+    figure.savefig(run.output / "fertility.png", dpi=110)
+    (run.output / "report.md").write_text(f"# Tokenizer\n\n{tables}\n![](fertility.png)\n")
+    own = report["tokens_per_character"]["this tokenizer"]  # type: ignore[index]  # a dict of unlike values
+    return {
+        "fertility": plots.as_markdown(figure),
+        "tables": tables,
+        **{f"tokens_per_character_{language}": value for language, value in own.items()},
+    }
+
+
+def local_tokenizers() -> dict[str, Path]:
+    """tokenizer.json files in the Hugging Face cache, by the model's name."""
+    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
+    found = sorted(cache.glob("models--*/snapshots/*/tokenizer.json"))
+    return {path.parts[-4].removeprefix("models--").replace("--", "/"): path for path in found}
+
+
+def _counter(tokenizer: Any) -> Count:
+    return lambda texts: [len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _bars(fertility: pl.DataFrame) -> Any:
+    figure = plots.new_figure()
+    axes = figure.subplots()
+    languages = fertility.columns[1:]
+    for offset, language in enumerate(languages):
+        axes.barh(
+            [row + offset * 0.8 / len(languages) for row in range(fertility.height)],
+            fertility[language],
+            height=0.8 / len(languages),
+            label={"khm": "ខ្មែរ (khm)", "eng": "English (eng)"}.get(language, language),
+        )
+    axes.set_yticks([row + 0.4 * (1 - 1 / len(languages)) for row in range(fertility.height)], fertility["tokenizer"])
+    axes.invert_yaxis()
+    axes.set(xlabel="tokens a character (less is better)", title="Fertility on held-out text")
+    axes.legend()
+    return figure

@@ -1,0 +1,29 @@
+"""Packing: every token once an epoch, in an order that depends on the seed and the epoch alone."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from khmer_assets.pretraining.packing import PackedSequences
+
+
+@given(tokens=st.integers(20, 300), batch_size=st.integers(1, 5), seed=st.integers(0, 9))
+def test_an_epoch_sees_every_sequence_once(tokens, batch_size, seed):
+    packed = PackedSequences(np.arange(tokens, dtype=np.uint32), 8, batch_size, seed)
+    rows = np.concatenate([packed.batch(step) for step in range(packed.sequences)])  # batch_size epochs
+    first_tokens = sorted(rows[:, 0])
+    assert first_tokens == sorted([8 * i for i in range(packed.sequences)] * batch_size)
+
+
+def test_a_batch_is_the_same_whichever_batches_came_before_it():
+    stream = np.arange(100, dtype=np.uint32)
+    one_after_the_other = PackedSequences(stream, 8, 3, seed=4)
+    batches = [one_after_the_other.batch(step) for step in range(10)]
+    assert np.array_equal(PackedSequences(stream, 8, 3, seed=4).batch(7), batches[7])
+    assert not np.array_equal(PackedSequences(stream, 8, 3, seed=5).batch(7), batches[7])
+
+
+def test_labels_are_the_inputs_shifted_by_one():
+    batch = PackedSequences(np.arange(100, dtype=np.uint32), 8, 2, seed=1).batch(0)
+    assert batch.shape == (2, 9)
+    assert np.array_equal(batch[:, 1:], batch[:, :-1] + 1)

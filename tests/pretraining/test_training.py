@@ -1,0 +1,107 @@
+"""Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from khmer_assets.pretraining import model as models
+from khmer_assets.pretraining.loop import Schedule, train
+from khmer_assets.pretraining.muon import orthogonalized
+from khmer_assets.pretraining.packing import PackedSequences
+from khmer_assets.pretraining.perplexity import held_out_quality
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.tokenizer.train import train_bpe, wrap
+from resources.payload import PayloadRun, Refusal
+
+TEXT = ["ផ្ទះរបស់ខ្ញុំនៅជិតទន្លេ។", "យាយចម្អិនបាយសម្រាប់ចៅៗ។", "My house is near the river."] * 30
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return wrap(train_bpe(TEXT, 400))
+
+
+@pytest.fixture(params=["qwen3", "qwen2", "llama", "gpt2"])
+def settings(request):
+    return Recipe.load(SAMPLE_RECIPE).pretraining.model_copy(
+        update={
+            "architecture": request.param,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "layers": 2,
+            "context_length": 16,
+            "batch_size": 2,
+        }
+    )
+
+
+def learn(settings, tokenizer, work, steps, stop_after=None):
+    """The loss curve of `steps` steps; `stop_after` kills the run in the middle of that step."""
+    model = models.new_model(settings, tokenizer, seed=1)
+    stream = np.concatenate([np.asarray(tokenizer(text)["input_ids"], dtype=np.uint32) for text in TEXT])
+    sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed=1)
+
+    def batch(step):
+        if step == stop_after:
+            raise KeyboardInterrupt
+        ids = torch.from_numpy(sequences.batch(step)[:, :-1])
+        return {"input_ids": ids, "labels": ids}
+
+    schedule = Schedule(0.004, 0.1, 0.1, steps=steps, checkpoint_every=4, precision="float32")
+    return [point["loss"] for point in train(model, batch, schedule, PayloadRun(work))]
+
+
+def test_every_architecture_learns(settings, tokenizer, tmp_path):
+    losses = learn(settings, tokenizer, tmp_path, 30)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(settings, tokenizer, tmp_path):
+    whole = learn(settings, tokenizer, tmp_path / "whole", 14)
+    for stop in (6, 11):
+        with pytest.raises(KeyboardInterrupt):
+            learn(settings, tokenizer, tmp_path / "stopped", 14, stop_after=stop)
+    assert learn(settings, tokenizer, tmp_path / "stopped", 14) == whole
+
+
+def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
+    class Broken(torch.nn.Linear):
+        def forward(self, input_ids, labels, use_cache):
+            from types import SimpleNamespace
+
+            return SimpleNamespace(loss=self.weight.sum() * float("nan"))
+
+    with pytest.raises(Refusal, match="lower learning_rate"):
+        ids = torch.zeros((1, 2), dtype=torch.long)
+        train(
+            Broken(2, 2),
+            lambda step: {"input_ids": ids, "labels": ids},
+            Schedule(0.1, 0.1, 0.1, 5, 5, "float32"),
+            PayloadRun(tmp_path),
+        )
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    schedule = Schedule(0.1, 0.2, 0.0, 10, 10, "float32")
+    assert schedule.learning_rate_at(0.1) == pytest.approx(0.05)
+    assert schedule.learning_rate_at(0.2) == pytest.approx(0.1)
+    assert schedule.learning_rate_at(1.0) == 0
+
+
+def test_muon_makes_updates_orthogonal():
+    matrices = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(1))
+    singular_values = torch.linalg.svdvals(orthogonalized(matrices))
+    assert singular_values.min() > 0.5 and singular_values.max() < 1.5
+
+
+def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_bits_a_token(tokenizer):
+    vocabulary = len(tokenizer)
+    texts = TEXT[:3]
+    quality = held_out_quality(
+        lambda windows: [(len(window) - 1) * math.log(vocabulary) for window in windows], tokenizer, 0, texts, 8
+    )
+    tokens = sum(len(ids) for ids in tokenizer(texts)["input_ids"])
+    assert quality["perplexity"] == pytest.approx(vocabulary)
+    assert quality["bits_per_character"] == pytest.approx(math.log2(vocabulary) * tokens / sum(map(len, texts)))
