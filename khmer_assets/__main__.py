@@ -1,0 +1,144 @@
+"""The command line: `python -m khmer_assets run | stop | ask QUESTION`.
+
+`run` brings the graph up to date and everything up; the Makefile calls it.
+"""
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import dagster as dg
+
+from jobs.materialize import Summary, materialize_stale
+from khmer_assets.recipe import Recipe, RecipeError
+from khmer_assets.serving.client import ask
+from resources.home import HOME_VARIABLE, PROJECT, home
+from resources.instance import open_instance
+from resources.model_server import ModelServer, ModelServerError
+from resources.processes import BackgroundProcess, PortInUse, require_free_port
+from resources.storage import MissingArtifact, Store, store_root
+from resources.tracking import tracking_uri
+
+UI_PORT_VARIABLE, UI_PORT = "KHMER_UI_PORT", 3000
+MLFLOW_PORT_VARIABLE, MLFLOW_PORT = "KHMER_MLFLOW_PORT", 5000
+
+
+def main() -> int:
+    """Parse the command line and carry it out; a user's mistake ends with one message and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m khmer_assets", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="bring everything up to date, start the servers and ask the model a question")
+    commands.add_parser("stop", help="end the servers that `run` started")
+    commands.add_parser("ask", help="ask the served model").add_argument("question")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    os.environ[HOME_VARIABLE] = str(home())  # one place for the processes that are started from here
+    try:
+        if arguments.command == "run":
+            return run()
+        if arguments.command == "stop":
+            return stop()
+        print(_ask(Recipe.current(), arguments.question))
+        return 0
+    except (RecipeError, PortInUse, ModelServerError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the next run goes on from here", file=sys.stderr)
+        return 130
+
+
+def run() -> int:
+    """Materialize what is stale, start what is not running, ask the served model the recipe's question."""
+    from khmer_assets.definitions import build_definitions
+
+    started = time.monotonic()
+    recipe = Recipe.current()
+    defs = build_definitions(recipe)
+    instance = open_instance(home())
+    start_servers()
+    summary = materialize_stale(defs, instance)
+    _tell(summary, time.monotonic() - started)
+    store = Store(store_root(home()), home() / "cache")
+    try:
+        release = store.current("release")
+    except MissingArtifact:
+        print("There is no release to serve yet; the lines above say why.", file=sys.stderr)
+        return 1
+    _server(recipe).deploy(release / "model", release.name, recipe.serving.max_model_length)
+    print(f"\n  question   {recipe.serving.question}\n  answer     {_ask(recipe, recipe.serving.question)}\n")
+    print(f"  Dagster    http://127.0.0.1:{_port(UI_PORT_VARIABLE, UI_PORT)}")
+    print(f"  MLflow     http://127.0.0.1:{_port(MLFLOW_PORT_VARIABLE, MLFLOW_PORT)}")
+    print(f"  model      {_server(recipe).base_url}  (key in {_server(recipe).key_file})")
+    print(f"  report     {store.current('benchmark_report') / 'report.md'}\n")
+    return 1 if summary.failed else 0
+
+
+def stop() -> int:
+    """End the servers. The artifacts stay."""
+    stopped = [service.name for service in _services() if service.stop()]
+    if _server(Recipe.current()).stop():
+        stopped.append("vllm")
+    print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+    return 0
+
+
+def start_servers() -> None:
+    """Start Dagster's UI and daemon and MLflow's UI, those that are not running."""
+    webserver, daemon, mlflow = _services()
+    ui_port, mlflow_port = _port(UI_PORT_VARIABLE, UI_PORT), _port(MLFLOW_PORT_VARIABLE, MLFLOW_PORT)
+    programs = Path(sys.executable).parent
+    local = ["--host", "127.0.0.1", "--port"]
+    workspace = ["-w", str(PROJECT / "workspace.yaml")]
+    if not webserver.is_running():
+        require_free_port(ui_port, "Dagster's UI", f"end that program or set {UI_PORT_VARIABLE} to another port")
+        webserver.start([str(programs / "dagster-webserver"), *workspace, *local, str(ui_port)], cwd=PROJECT)
+    daemon.start([str(programs / "dagster-daemon"), "run", *workspace], cwd=PROJECT)
+    if not mlflow.is_running():
+        require_free_port(mlflow_port, "MLflow", f"end that program or set {MLFLOW_PORT_VARIABLE} to another port")
+        uri = tracking_uri(home())
+        mlflow.start(
+            [str(programs / "mlflow"), "server", "--backend-store-uri", uri, "--workers", "1", *local, str(mlflow_port)],
+            cwd=home(),
+        )
+
+
+def _services() -> tuple[BackgroundProcess, BackgroundProcess, BackgroundProcess]:
+    folder = home() / "servers"
+    return (
+        BackgroundProcess(folder, "dagster-webserver"),
+        BackgroundProcess(folder, "dagster-daemon"),
+        BackgroundProcess(folder, "mlflow"),
+    )
+
+
+def _server(recipe: Recipe) -> ModelServer:
+    return ModelServer(home=str(home()), port=recipe.serving.port)
+
+
+def _ask(recipe: Recipe, question: str) -> str:
+    server = _server(recipe)
+    return ask(question, server.base_url, server.api_key(), max_tokens=recipe.evaluation.max_new_tokens)
+
+
+def _port(variable: str, default: int) -> int:
+    text = os.environ.get(variable) or str(default)
+    if not text.isdigit() or not 1024 <= int(text) <= 65535:
+        raise PortInUse(f"{variable}: given {text!r}, expected a port between 1024 and 65535")
+    return int(text)
+
+
+def _tell(summary: Summary, seconds: float) -> None:
+    print(f"\n{len(summary.materialized)} materialized, {summary.fresh} up to date, {seconds:.0f} s")
+    for name, reason in summary.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    for name, reason in summary.held_back.items():
+        print(f"held back: {name}, because {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The whole graph assembled: every stage's assets and checks, the resources, jobs, schedules and sensors.
+
+Nothing is defined here. `dagster` loads `defs`; tests build their own with `build_definitions`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from jobs.schedules import all_schedules
+from jobs.stages import deploy_job, stage_jobs
+from khmer_assets.compression.assets import compression_assets
+from khmer_assets.corpus.assets import corpus_assets
+from khmer_assets.evaluation.assets import evaluation_assets
+from khmer_assets.finetuning.assets import finetuning_assets
+from khmer_assets.instructions.assets import instruction_assets
+from khmer_assets.pretraining.assets import pretraining_assets
+from khmer_assets.recipe import Recipe
+from khmer_assets.serving.assets import serving_assets
+from khmer_assets.tokenizer.assets import tokenizer_assets
+from resources.compute import Compute
+from resources.home import home
+from resources.model_server import ModelServer
+from resources.storage import FoldersIOManager, FramesIOManager, store_root
+from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
+from resources.vector_index import VectorIndex
+from sensors.redeploy import redeploy_sensor
+
+
+def build_definitions(
+    recipe: Recipe, state: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """The graph of one recipe, keeping its state in the folder `state`; `overrides` replaces resources by key."""
+    state = state or home()
+    stages = [
+        corpus_assets(recipe),
+        tokenizer_assets(recipe),
+        pretraining_assets(recipe),
+        instruction_assets(recipe),
+        finetuning_assets(recipe),
+        compression_assets(recipe),
+        evaluation_assets(recipe),
+        serving_assets(recipe),
+    ]
+    parts = [part for stage in stages for part in stage]
+    checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
+    storage = {"root": store_root(state), "cache": str(state / "cache")}
+    return dg.Definitions(
+        assets=[part for part in parts if part not in checks],
+        asset_checks=checks,
+        resources={
+            "frames": FramesIOManager(**storage),
+            "folders": FoldersIOManager(**storage),
+            "compute": Compute(home=str(state)),
+            "mlflow": mlflow_tracking.configured(
+                {
+                    "experiment_name": EXPERIMENT,
+                    "mlflow_tracking_uri": tracking_uri(state),
+                    "artifacts": str(state / "mlflow"),
+                }
+            ),
+            "vector_index": VectorIndex(path=str(state / "lancedb")),
+            "model_server": ModelServer(home=str(state), port=recipe.serving.port),
+            **(overrides or {}),
+        },
+        jobs=stage_jobs(),
+        schedules=all_schedules(list(recipe.sources)),
+        sensors=[redeploy_sensor(deploy_job())],
+    )
+
+
+defs = build_definitions(Recipe.current())

@@ -1,0 +1,157 @@
+"""Measures one variant of the model: held-out quality, chat answers, size, memory and speed.
+
+A variant runs in a process of its own, so that the memory that it needs can be told. GGUF variants run in llama.cpp,
+all others in transformers; both answer greedily.
+"""
+
+import json
+import resource
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from khmer_assets.finetuning.sft import chats_of
+from khmer_assets.pretraining import packing, perplexity
+from khmer_assets.pretraining.train import validation_texts
+from khmer_assets.recipe import Evaluation
+from resources.payload import PayloadRun
+from resources.storage import size_of_folder
+
+TEST_CHATS = 150
+
+
+class Spec(BaseModel):
+    """`model` is the variant's folder, `tokenizer` that of the merged model (the ids are the same in all variants)."""
+
+    variant: str
+    model: Path
+    tokenizer: Path
+    mixture: Path
+    chats: Path
+    settings: Evaluation
+    context_length: int
+
+
+class Engine(ABC):
+    """What a variant must be able to do, whichever library runs it."""
+
+    @abstractmethod
+    def score(self, windows: list[list[int]]) -> list[float]:
+        """See `perplexity.Scorer`."""
+
+    @abstractmethod
+    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
+        """The greedy continuation, up to and without `stop`, of at most `limit` ids."""
+
+
+class TransformersEngine(Engine):
+    """A transformers folder in bfloat16, as it is served."""
+
+    def __init__(self, folder: Path):
+        import torch
+
+        from khmer_assets.pretraining import model as models
+
+        self.model = models.load_model(folder, torch.bfloat16).to(models.device()).eval()
+        self._score = perplexity.model_scorer(self.model)
+
+    def score(self, windows: list[list[int]]) -> list[float]:
+        return self._score(windows)
+
+    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
+        import torch
+
+        ids = torch.tensor([prompt], device=self.model.device)
+        out = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, eos_token_id=stop
+        )
+        answer = out[0, len(prompt) :].tolist()
+        return answer[: answer.index(stop)] if stop in answer else answer
+
+
+class LlamaCppEngine(Engine):
+    """A GGUF file in llama.cpp."""
+
+    def __init__(self, file: Path, context_length: int):
+        from llama_cpp import Llama
+
+        self.llama = Llama(str(file), n_ctx=context_length + 1, n_batch=context_length + 1, logits_all=True, verbose=False)
+
+    def score(self, windows: list[list[int]]) -> list[float]:
+        import numpy as np
+
+        totals = []
+        for window in windows:
+            self.llama.reset()
+            self.llama.eval(window[:-1])
+            logits = self.llama.scores[: len(window) - 1].astype(np.float64)
+            normalizer = np.logaddexp.reduce(logits, axis=1)
+            totals.append(float((normalizer - logits[np.arange(len(window) - 1), window[1:]]).sum()))
+        return totals
+
+    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
+        answer: list[int] = []
+        for identity in self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            if identity == stop or len(answer) == limit:
+                break
+            answer.append(identity)
+        return answer
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write `evaluation.json`: quality by language, answers, accuracy, bytes, peak memory (MB), tokens a second."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
+    before = _peak_memory()
+    gguf = next(spec.model.glob("*.gguf"), None)
+    engine = LlamaCppEngine(gguf, spec.context_length) if gguf else TransformersEngine(spec.model)
+    run.log(f"{spec.variant}: scoring held-out text")
+    end = packing.end_of_text_id(tokenizer)
+    quality = {
+        language: perplexity.held_out_quality(engine.score, tokenizer, end, texts, spec.context_length)
+        for language, texts in validation_texts(spec.mixture, spec.settings.max_documents).items()
+    }
+    run.log(f"{spec.variant}: answering")
+    generated, seconds = 0, 0.0
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        nonlocal generated, seconds
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        started = time.perf_counter()
+        limit = min(spec.settings.max_new_tokens, spec.context_length - len(prompt))
+        ids = engine.generate(prompt, tokenizer.eos_token_id, limit) if limit > 0 else []
+        seconds += time.perf_counter() - started
+        generated += len(ids)
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    suite = [{"prompt": p, "answer": answer([{"role": "user", "content": p}])} for p in spec.settings.prompts]
+    tests = [chat for chat in chats_of(spec.chats, "test") if len(chat) > 1][:TEST_CHATS]
+    mistakes = []
+    for chat in tests:
+        given = answer(chat[:-1])
+        if given != chat[-1]["content"].strip():
+            mistakes.append({"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given})
+    weights = [path for path in spec.model.iterdir() if path.suffix in (".safetensors", ".gguf")]
+    figures = {
+        "bits_per_character": {language: q["bits_per_character"] for language, q in quality.items()},
+        "perplexity": {language: q["perplexity"] for language, q in quality.items()},
+        "answer_accuracy": 1 - len(mistakes) / len(tests) if tests else None,
+        "bytes": sum(path.stat().st_size for path in weights) or size_of_folder(spec.model),
+        "memory_mb": round(_peak_memory() - before),
+        "tokens_per_second": generated / seconds if seconds else None,
+    }
+    evaluation = {"variant": spec.variant, **figures, "answers": suite, "mistakes": mistakes}
+    (run.output / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False, indent=1))
+    return {
+        "answer_accuracy": figures["answer_accuracy"],
+        **{f"bits_per_character_{language}": q["bits_per_character"] for language, q in quality.items()},
+    }
+
+
+def _peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
