@@ -22,10 +22,10 @@ import polars as pl
 import torch
 
 from khmer_assets.khmer.normalization import normalize
-from khmer_assets.khmer.script import khmer_share
+from khmer_assets.khmer.script import script_shares
 from khmer_assets.pretraining import model as models
 from khmer_assets.pretraining import perplexity
-from khmer_assets.pretraining.loop import Optimizer, Schedule, training_step
+from khmer_assets.pretraining.loop import Optimizer, Schedule, Stepper, training_step
 from khmer_assets.pretraining.packing import PackedSequences
 from khmer_assets.recipe import SAMPLE_RECIPE, Pretraining, Recipe
 from khmer_assets.tokenizer.train import END_OF_TEXT, GPT2_PATTERN, KHMER_PATTERN, train_bpe, wrap
@@ -43,7 +43,7 @@ class Contender:
     pattern: str
     vocabulary_size: int
     settings: Pretraining
-    optimizer: Callable[[torch.nn.Module], "Optimizer | NaiveOptimizer"]
+    optimizer: Callable[[torch.nn.Module], Stepper]
     learning_rate_at: Callable[[float], float]
 
 
@@ -90,9 +90,7 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     }
 
 
-def measure(
-    contender: Contender, train: list[str], held_out: list[str], seconds: float, seed: int
-) -> dict[str, float]:
+def measure(contender: Contender, train: list[str], held_out: list[str], seconds: float, seed: int) -> dict[str, float]:
     """Train for `seconds` and score the held-out texts."""
     tokenizer = wrap(train_bpe(train, contender.vocabulary_size, contender.pattern))
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
@@ -103,7 +101,7 @@ def measure(
     optimizer = contender.optimizer(model)
     step, started = 0, time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:
-        ids = torch.from_numpy(sequences.batch(step)[:, :-1])
+        ids = torch.from_numpy(sequences.batch(step))
         rate = contender.learning_rate_at(elapsed / seconds)
         training_step(model, optimizer, {"input_ids": ids, "labels": ids}, rate, settings.precision)
         step += 1
@@ -129,7 +127,7 @@ def khmer_texts(files: list[str], recipe: Recipe) -> list[str]:
             sys.exit(f"{path}: no such file; name JSON lines with --text PATH:FIELD")
         for text in pl.read_ndjson(path, infer_schema_length=None)[field].drop_nulls():
             text, _ = normalize(text, recipe.normalization)
-            if khmer_share(text) > 0.5:
+            if script_shares(text)[0] > 0.5:
                 texts.add(text)
     return sorted(texts)
 
@@ -147,12 +145,12 @@ def main() -> None:
     chosen = {text: int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT for text in texts}
     train, held_out = ([text for text in texts if chosen[text] is side] for side in (False, True))
     print(f"{len(train):,} texts, {sum(map(len, train)):,} characters; {torch.get_num_threads()} threads", flush=True)
-    rows = []
+    measured = {}
     for name, contender in contenders(recipe).items():
-        rows.append({"recipe": name} | measure(contender, train, held_out, arguments.seconds, arguments.seed))
-        print(f"{name}: {rows[-1]['bits_per_character']:.3f} bits a character", flush=True)
-    print(markdown_table(pl.DataFrame(rows)))
-    own, naive = rows
+        measured[name] = measure(contender, train, held_out, arguments.seconds, arguments.seed)
+        print(f"{name}: {measured[name]['bits_per_character']:.3f} bits a character", flush=True)
+    print(markdown_table(pl.DataFrame([{"recipe": name} | figures for name, figures in measured.items()])))
+    own, naive = measured.values()
     print(
         json.dumps(
             {

@@ -5,13 +5,14 @@ Assets that are partitioned and those that are not cannot share a job, hence two
 
 import dagster as dg
 from dagster import AssetSelection
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 SOURCES_JOB = "refresh_sources"
 REPORT_JOB = "report"
 
 
-def stage_jobs() -> list[dg.UnresolvedAssetJobDefinition]:
-    """All jobs, in the order in which they build a model."""
+def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
+    """The jobs that lead to a release, in the order in which they build it."""
     return [
         dg.define_asset_job(
             SOURCES_JOB,
@@ -31,14 +32,11 @@ def stage_jobs() -> list[dg.UnresolvedAssetJobDefinition]:
             AssetSelection.assets("gguf_model", "gguf_evaluation"),
             description="Convert, quantize and measure one GGUF quantization (a partition).",
         ),
-        dg.define_asset_job(
-            REPORT_JOB, AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation")
-        ),
+        dg.define_asset_job(REPORT_JOB, AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation")),
         dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
-        deploy_job(),
     ]
 
 
-def deploy_job() -> dg.UnresolvedAssetJobDefinition:
+def deploy_job() -> UnresolvedAssetJobDefinition:
     """Serves the current release."""
     return dg.define_asset_job("deploy", AssetSelection.assets("served_model"))

@@ -12,7 +12,7 @@ class _OwnLines(logging.Filter):
         return record.levelno >= logging.INFO and not meta.get("dagster_event")
 
 
-@dg.logger(description="Prints what assets log, and nothing else.")
+@dg.logger
 def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     """The default logger of every job."""
     logger = logging.Logger("khmer")

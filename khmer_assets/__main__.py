@@ -102,13 +102,22 @@ def start_servers() -> None:
         require_free_port(mlflow_port, "MLflow", f"end that program or set {MLFLOW_PORT_VARIABLE} to another port")
         uri = tracking_uri(home())
         mlflow.start(
-            [str(programs / "mlflow"), "server", "--backend-store-uri", uri, "--workers", "1", *local, str(mlflow_port)],
+            [
+                str(programs / "mlflow"),
+                "server",
+                "--backend-store-uri",
+                uri,
+                "--workers",
+                "1",
+                *local,
+                str(mlflow_port),
+            ],
             cwd=home(),
         )
 
 
 def _services() -> tuple[BackgroundProcess, BackgroundProcess, BackgroundProcess]:
-    folder = home() / "servers"
+    folder = home() / "server"
     return (
         BackgroundProcess(folder, "dagster-webserver"),
         BackgroundProcess(folder, "dagster-daemon"),

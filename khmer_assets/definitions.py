@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from resources.vector_index import VectorIndex
 
 from jobs.schedules import all_schedules
 from jobs.stages import deploy_job, stage_jobs
+from jobs.terminal import terminal_logger
 from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets
 from khmer_assets.evaluation.assets import evaluation_assets
@@ -25,7 +27,6 @@ from resources.home import home
 from resources.model_server import ModelServer
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
-from resources.vector_index import VectorIndex
 from sensors.redeploy import redeploy_sensor
 
 
@@ -46,6 +47,7 @@ def build_definitions(
     ]
     parts = [part for stage in stages for part in stage]
     checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
+    deploy = deploy_job()
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],
@@ -65,9 +67,10 @@ def build_definitions(
             "model_server": ModelServer(home=str(state), port=recipe.serving.port),
             **(overrides or {}),
         },
-        jobs=stage_jobs(),
+        jobs=[*stage_jobs(), deploy],
+        loggers={"console": terminal_logger},
         schedules=all_schedules(list(recipe.sources)),
-        sensors=[redeploy_sensor(deploy_job())],
+        sensors=[redeploy_sensor(deploy)],
     )
 
 

@@ -37,7 +37,7 @@ class RecipeError(ValueError):
 class Settings(BaseModel):
     """Unknown keys are errors, so that a misspelled setting is never silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Normalization(Settings):
@@ -66,7 +66,7 @@ class Filters(Settings):
 
 
 class Deduplication(Settings):
-    """MinHash over character n-grams, then embeddings. Two documents are semantic duplicates only when all three hold."""
+    """MinHash over character n-grams, then embeddings, where all three `semantic_` thresholds must be reached."""
 
     permutations: Annotated[int, Field(ge=16, le=1024)]
     jaccard: Annotated[float, Field(gt=0, lt=1)]
@@ -272,7 +272,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file; name an existing one (the recipe is set by {RECIPE_VARIABLE})") from None
+        raise RecipeError(
+            f"{path}: no such file; name an existing one (the recipe is set by {RECIPE_VARIABLE})"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):

@@ -78,7 +78,7 @@ class Compute(dg.ConfigurableResource):
 
 
 def work_folder(home: Path, asset: str, partition: str, spec: BaseModel) -> Path:
-    """The working folder of an artifact for exactly this spec; folders of the same artifact's other specs are removed."""
+    """The working folder of an artifact for exactly this spec; those for other specs are removed."""
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
     parent = home / "work" / asset / partition
     parent.mkdir(parents=True, exist_ok=True)

@@ -173,9 +173,7 @@ class _StoreIOManager(dg.ConfigurableIOManager):
         if context.step_context is not None:
             context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
         path = self.store.place(asset, partition) / version
-        context.add_output_metadata(
-            {"path": dg.MetadataValue.path(str(path)), "bytes": size, "digest": version}
-        )
+        context.add_output_metadata({"path": dg.MetadataValue.path(str(path)), "bytes": size, "digest": version})
         return self.store.current(asset, partition)
 
 
@@ -230,7 +228,7 @@ def _describe_removed(removed: pl.LazyFrame) -> dict[str, Any]:
 
 
 class FoldersIOManager(_StoreIOManager):
-    """Carries a directory as a Path: a model, a tokenizer, an index, a report. The directory is moved into the store."""
+    """Carries a directory as a Path: a model, a tokenizer, a report. The directory is moved into the store."""
 
     def _read(self, folder: Path, as_folder: bool) -> Any:
         return folder

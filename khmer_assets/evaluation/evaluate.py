@@ -78,7 +78,9 @@ class LlamaCppEngine(Engine):
     def __init__(self, file: Path, context_length: int):
         from llama_cpp import Llama
 
-        self.llama = Llama(str(file), n_ctx=context_length + 1, n_batch=context_length + 1, logits_all=True, verbose=False)
+        self.llama = Llama(
+            str(file), n_ctx=context_length + 1, n_batch=context_length + 1, logits_all=True, verbose=False
+        )
 
     def score(self, windows: list[list[int]]) -> list[float]:
         import numpy as np

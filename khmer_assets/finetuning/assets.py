@@ -47,9 +47,7 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
                 env,
             )
 
-    @dg.asset(
-        group_name="finetuning", io_manager_key="folders", kinds={"huggingface"}, pool="gpu", code_version="1"
-    )
+    @dg.asset(group_name="finetuning", io_manager_key="folders", kinds={"huggingface"}, pool="gpu", code_version="1")
     def merged_model(
         context: dg.AssetExecutionContext,
         compute: Compute,
@@ -57,7 +55,7 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
         sft_adapter: Path,
         training_mixture: Path,
     ) -> dg.Output[Path]:
-        """A transformers folder in bfloat16: base checkpoint and adapter in one; `merge.json` tells how equal they are."""
+        """A transformers folder in bfloat16: base and adapter in one; `merge.json` tells how equal they are."""
         return compute.run(
             context,
             "khmer_assets.finetuning.merge",

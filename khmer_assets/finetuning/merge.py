@@ -105,14 +105,14 @@ def _logits(model: Any, ids: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     with torch.inference_mode():
-        return model(input_ids=ids).logits[0].float().cpu()  # type: ignore[no-any-return]
+        return model(input_ids=ids).logits[0].float().cpu()
 
 
 def _continuation(model: Any, ids: "torch.Tensor") -> list[int]:
     out = model.generate(
         input_ids=ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=NEW_TOKENS, do_sample=False
     )
-    return out[0, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
+    return out[0, ids.shape[1] :].tolist()
 
 
 def _difference(a: "torch.Tensor", b: "torch.Tensor") -> float:

@@ -116,12 +116,12 @@ def encode_chats(
         spoken = []
         for position, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = tokenizer.apply_chat_template(
-                    messages[:position], tokenize=False, add_generation_prompt=True
-                )
+                before = tokenizer.apply_chat_template(messages[:position], tokenize=False, add_generation_prompt=True)
                 after = tokenizer.apply_chat_template(messages[: position + 1], tokenize=False).rstrip()
                 if not text.startswith(after) or not after.startswith(before):
-                    raise Refusal("the tokenizer's chat template rewrites earlier turns, so answers cannot be told apart")
+                    raise Refusal(
+                        "the tokenizer's chat template rewrites earlier turns, so answers cannot be told apart"
+                    )
                 spoken.append((len(before), len(after)))
         texts.append(text)
         spans.append(spoken)
@@ -144,6 +144,8 @@ def padded(examples: list[tuple[list[int], list[int]]], pad: int, device: Any) -
     width = max(len(ids) for ids, _ in examples)
     return {
         "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples], device=device),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples], device=device),
+        "attention_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples], device=device
+        ),
         "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples], device=device),
     }

@@ -81,7 +81,11 @@ def pretraining_assets(recipe: Recipe) -> list[Any]:
         perplexities = {language: q["perplexity"] for language, q in training["quality"].items()}
         return dg.AssetCheckResult(
             passed=bool(last < first and all(p < vocabulary and math.isfinite(p) for p in perplexities.values())),
-            metadata={"first_loss": first, "last_loss": last, **{f"perplexity_{k}": v for k, v in perplexities.items()}},
+            metadata={
+                "first_loss": first,
+                "last_loss": last,
+                **{f"perplexity_{k}": v for k, v in perplexities.items()},
+            },
         )
 
     return [packed_dataset, base_checkpoint, training_converged]

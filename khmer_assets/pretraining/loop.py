@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,13 @@ class Schedule:
         if progress < self.warmup_ratio:
             return self.learning_rate * progress / self.warmup_ratio
         return self.learning_rate * (1 - progress) / (1 - self.warmup_ratio)
+
+
+class Stepper(Protocol):
+    """What a training step needs of an optimizer."""
+
+    def step(self, learning_rate: float) -> None:
+        """Update with the gradients at hand, then forget them."""
 
 
 class Optimizer:
@@ -99,7 +106,9 @@ def train(
         rate = schedule.learning_rate_at((step + 1) / (schedule.steps + 1))
         loss = training_step(model, optimizer, inputs, rate, schedule.precision)
         if loss != loss:
-            raise Refusal(f"the loss of step {step + 1} is not a number; lower learning_rate ({schedule.learning_rate})")
+            raise Refusal(
+                f"the loss of step {step + 1} is not a number; lower learning_rate ({schedule.learning_rate})"
+            )
         curve.append({"step": step + 1, "loss": loss, "learning_rate": rate})
         tokens += inputs["input_ids"].numel()
         last = step + 1 == schedule.steps
@@ -117,7 +126,7 @@ def train(
 
 def training_step(
     model: torch.nn.Module,
-    optimizer: Optimizer,
+    optimizer: Stepper,
     inputs: dict[str, torch.Tensor],
     learning_rate: float,
     precision: str,
@@ -135,9 +144,7 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _save(
-    model: torch.nn.Module, optimizer: Optimizer, curve: list[dict[str, float]], path: Path
-) -> None:
+def _save(model: torch.nn.Module, optimizer: Optimizer, curve: list[dict[str, float]], path: Path) -> None:
     state = {"model": _trainable(model), "optimizer": optimizer.state_dict(), "curve": json.dumps(curve)}
     aside = path.with_suffix(".aside")
     torch.save(state, aside)

@@ -15,7 +15,9 @@ ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """For hidden matrices only; embeddings, output heads and vectors want AdamW."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

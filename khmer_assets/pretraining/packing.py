@@ -50,12 +50,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
                 tokens[language] = tokens.get(language, 0) + len(ids) + 1
             run.log(f"packed {sum(tokens.values()):,} tokens")
     total = sum(tokens.values())
-    if total <= spec.context_length:
+    if total < spec.context_length:
         raise Refusal(
             f"the training text has {total} tokens, not even one sequence of {spec.context_length}; add text to the "
             "catalogue or lower pretraining.context_length"
         )
-    figures = {"tokens": total, "sequences": (total - 1) // spec.context_length, "documents": documents.height}
+    figures = {"tokens": total, "sequences": total // spec.context_length, "documents": documents.height}
     (run.output / "packed.json").write_text(json.dumps({**figures, "tokens_by_language": tokens}))
     return {**figures, **{f"tokens_{language}": count for language, count in sorted(tokens.items())}}
 
@@ -77,12 +77,12 @@ class PackedSequences:
         self.context_length = context_length
         self.batch_size = batch_size
         self.seed = seed
-        self.sequences = (len(stream) - 1) // context_length
+        self.sequences = len(stream) // context_length
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> np.ndarray:
-        """Token ids of shape (batch_size, context_length + 1): inputs and, shifted by one, labels."""
+        """Token ids of shape (batch_size, context_length); transformers shifts the labels by itself."""
         rows = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, index = divmod(position, self.sequences)
@@ -90,7 +90,7 @@ class PackedSequences:
                 self._epoch = epoch
                 self._order = np.random.default_rng((self.seed, epoch)).permutation(self.sequences)
             start = self._order[index] * self.context_length
-            rows.append(self.stream[start : start + self.context_length + 1])
+            rows.append(self.stream[start : start + self.context_length])
         return np.stack(rows).astype(np.int64)
 
 

@@ -26,9 +26,7 @@ def held_out_quality(
         stream = [end_of_text, *ids]
         windows += [stream[at : at + context_length + 1] for at in range(0, len(stream) - 1, context_length)]
     windows.sort(key=len)
-    nats = sum(
-        sum(score(windows[at : at + WINDOWS_A_BATCH])) for at in range(0, len(windows), WINDOWS_A_BATCH)
-    )
+    nats = sum(sum(score(windows[at : at + WINDOWS_A_BATCH])) for at in range(0, len(windows), WINDOWS_A_BATCH))
     tokens = sum(len(window) - 1 for window in windows)
     characters = sum(map(len, texts))
     return {

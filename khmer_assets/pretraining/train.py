@@ -44,7 +44,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.parameters(**settings.model_dump(), parameters=parameters, seed=spec.seed)
 
     def batch(step: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(sequences.batch(step)[:, :-1]).to(model.device)
+        ids = torch.from_numpy(sequences.batch(step)).to(model.device)
         return {"input_ids": ids, "labels": ids}
 
     schedule = Schedule(
@@ -58,7 +58,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
     (run.output / "training.json").write_text(json.dumps({"curve": curve, "quality": quality}))
-    figures = {f"{measure}_{language}": q[measure] for language, q in quality.items() for measure in ("perplexity", "bits_per_character")}
+    figures = {
+        f"{measure}_{language}": q[measure]
+        for language, q in quality.items()
+        for measure in ("perplexity", "bits_per_character")
+    }
     run.metrics(settings.steps, **figures)
     run.keep_model(run.output)
     return {"parameters": parameters, "loss_curve": plots.as_markdown(loss_plot(curve)), **figures}

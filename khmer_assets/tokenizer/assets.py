@@ -21,7 +21,7 @@ def tokenizer_assets(recipe: Recipe) -> list[Any]:
         code_version=recipe.version(1, "tokenizer"),
     )
     def tokenizer(context: dg.AssetExecutionContext, compute: Compute, training_mixture: Path) -> dg.Output[Path]:
-        """A transformers tokenizer folder with the chat template: a byte-level BPE trained on the mixture's train split."""
+        """A transformers tokenizer folder with chat template: a byte-level BPE trained on the train split."""
         return compute.run(
             context,
             "khmer_assets.tokenizer.train",
@@ -36,7 +36,7 @@ def tokenizer_assets(recipe: Recipe) -> list[Any]:
     def tokenizer_report(
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
     ) -> dg.Output[Path]:
-        """`report.md`, `report.json` and a plot: tokens a character by language and tokenizer, token counts by source."""
+        """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source."""
         return compute.run(
             context, "khmer_assets.tokenizer.report", report.Spec(tokenizer=tokenizer, mixture=training_mixture)
         )
@@ -53,7 +53,8 @@ def tokenizer_assets(recipe: Recipe) -> list[Any]:
         fertility = json.loads((tokenizer_report / "report.json").read_text())["tokens_per_character"]
         own, other = (fertility[name].get("khm") for name in ("this tokenizer", "GPT-2 pattern, same size"))
         return dg.AssetCheckResult(
-            passed=own is None or own < other, metadata={"tokens_per_character": own or 0.0, "gpt2_pattern": other or 0.0}
+            passed=own is None or own < other,
+            metadata={"tokens_per_character": own or 0.0, "gpt2_pattern": other or 0.0},
         )
 
     return [tokenizer, tokenizer_report, tokenizer_is_lossless, khmer_costs_fewer_tokens]

@@ -61,7 +61,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     by_source = (
         frame.with_columns(tokens=pl.Series(contenders["this tokenizer"](frame["text"].to_list())))
         .group_by("source", "language")
-        .agg(pl.len().alias("documents"), pl.col("text").str.len_chars().sum().alias("characters"), pl.col("tokens").sum())
+        .agg(
+            pl.len().alias("documents"),
+            pl.col("text").str.len_chars().sum().alias("characters"),
+            pl.col("tokens").sum(),
+        )
         .sort("source", "language")
     )
     report = {
@@ -71,7 +75,10 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "tokens_by_source": by_source.to_dicts(),
     }
     (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
-    tables = f"## Tokens a character, held-out text\n\n{markdown_table(fertility)}\n\n## By source\n\n{markdown_table(by_source)}\n"
+    tables = (
+        f"## Tokens a character, held-out text\n\n{markdown_table(fertility)}\n\n"
+        f"## By source\n\n{markdown_table(by_source)}\n"
+    )
     figure = _bars(fertility)
     figure.savefig(run.output / "fertility.png", dpi=110)
     (run.output / "report.md").write_text(f"# Tokenizer\n\n{tables}\n![](fertility.png)\n")

@@ -46,7 +46,7 @@ def learn(settings, tokenizer, work, steps, stop_after=None):
     def batch(step):
         if step == stop_after:
             raise KeyboardInterrupt
-        ids = torch.from_numpy(sequences.batch(step)[:, :-1])
+        ids = torch.from_numpy(sequences.batch(step))
         return {"input_ids": ids, "labels": ids}
 
     schedule = Schedule(0.004, 0.1, 0.1, steps=steps, checkpoint_every=4, precision="float32")

@@ -1,4 +1,4 @@
-"""The I/O managers: what is committed is whole, versions are digests, rows that were set aside stand beside the others."""
+"""The I/O managers: what is committed is whole, versions are digests, rows set aside stand beside the others."""
 
 from pathlib import Path
 
@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resources.storage import FoldersIOManager, FramesIOManager, MissingArtifact, Store, digest_of_folder, markdown_table
+from resources.storage import (
+    FoldersIOManager,
+    FramesIOManager,
+    MissingArtifact,
+    Store,
+    digest_of_folder,
+    markdown_table,
+)
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
 

@@ -1,0 +1,1 @@
+"""Merged model -> pruned, AWQ and GGUF variants -> release bundle."""

@@ -1,0 +1,108 @@
+"""The assets of the compression stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from khmer_assets.compression import awq, bundle, gguf, prune
+from khmer_assets.recipe import Recipe
+from resources.compute import Compute
+
+MAX_AWQ_RATIO = 0.4  # 4 bits and one 16-bit scale a group of 128 are 26 % of 16 bits; small groups need more
+
+
+def compression_assets(recipe: Recipe) -> list[Any]:
+    """pruned_model, awq_model, gguf_model and release_bundle, with their checks."""
+    quantizations = dg.StaticPartitionsDefinition(list(recipe.compression.gguf))
+    common: dict[str, Any] = {"group_name": "compression", "io_manager_key": "folders", "pool": "gpu"}
+    version = recipe.version(1, "compression", "seed")
+
+    def calibration(model: Path, mixture: Path) -> dict[str, Any]:
+        settings = recipe.compression
+        return {
+            "model": model,
+            "mixture": mixture,
+            "samples": settings.calibration_samples,
+            "length": settings.calibration_length,
+            "seed": recipe.seed,
+        }
+
+    @dg.asset(**common, kinds={"huggingface"}, code_version=version)
+    def pruned_model(
+        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+    ) -> dg.Output[Path]:
+        """A transformers folder in bfloat16, Linear weights 2:4 sparse but stored dense; `pruning.json` measures it."""
+        spec = prune.Spec(ratio=recipe.compression.prune_ratio, **calibration(merged_model, training_mixture))
+        return compute.run(context, "khmer_assets.compression.prune", spec)
+
+    @dg.asset(**common, kinds={"huggingface"}, code_version=version)
+    def awq_model(
+        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+    ) -> dg.Output[Path]:
+        """A transformers folder with 4-bit Linear weights (compressed-tensors W4A16); `awq.json` holds their bytes."""
+        spec = awq.Spec(group_size=recipe.compression.awq_group_size, **calibration(merged_model, training_mixture))
+        return compute.run(context, "khmer_assets.compression.awq", spec)
+
+    @dg.asset(**common, kinds={"gguf"}, partitions_def=quantizations, code_version=version)
+    def gguf_model(
+        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+    ) -> dg.Output[Path]:
+        """One GGUF file for llama.cpp, quantized as the partition's name says; `gguf.json` tells how it reads text."""
+        quantization: Any = context.partition_key
+        spec = gguf.Spec(quantization=quantization, **calibration(merged_model, training_mixture))
+        return compute.run(context, "khmer_assets.compression.gguf", spec)
+
+    @dg.asset(
+        **common,
+        kinds={"zstandard"},
+        ins={"model": dg.AssetIn(f"{recipe.release.variant}_model")},
+        code_version=f"1-{recipe.release.variant}",
+    )
+    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> dg.Output[Path]:
+        """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
+        spec = bundle.Spec(
+            model=model,
+            variant=recipe.release.variant,
+            recipe=recipe.model_dump(mode="json", exclude={"catalogue"}),
+            sources=[source.model_dump(mode="json") for source in recipe.sources.values()],
+        )
+        return compute.run(context, "khmer_assets.compression.bundle", spec)
+
+    @dg.asset_check(asset="pruned_model")
+    def pruning_is_two_of_four(pruned_model: Path) -> dg.AssetCheckResult:
+        """Half of the weights of each Linear layer are zero, two in each four, and no sparsity_config stops vLLM."""
+        figures = json.loads((pruned_model / prune.FIGURES).read_text())
+        halves = figures["zeros_min"] >= 0.5 and figures["zeros_max"] <= 0.51
+        passed = halves and figures["groups_broken"] == 0 and not figures["sparsity_config"]
+        return dg.AssetCheckResult(passed=passed, metadata=figures)
+
+    @dg.asset_check(asset="awq_model", blocking=True)
+    def awq_saves_memory(awq_model: Path) -> dg.AssetCheckResult:
+        """The quantized Linear weights, scales included, take at most 40 % of their bytes in bfloat16."""
+        figures = json.loads((awq_model / awq.FIGURES).read_text())
+        return dg.AssetCheckResult(passed=figures["linear_bytes_ratio"] <= MAX_AWQ_RATIO, metadata=figures)
+
+    @dg.asset_check(asset="gguf_model", blocking=True)
+    def gguf_reads_text_alike(gguf_model: Path) -> dg.AssetCheckResult:
+        """llama.cpp gives the token ids of transformers for each text."""
+        figures = json.loads((gguf_model / gguf.FIGURES).read_text())
+        return dg.AssetCheckResult(passed=figures["texts_with_equal_ids"] == figures["texts"], metadata=figures)
+
+    @dg.asset_check(asset="release_bundle", blocking=True)
+    def bundle_is_bit_identical(release_bundle: Path) -> dg.AssetCheckResult:
+        """Unpacking the bundle gives the model back bit by bit, with the checksums that it names."""
+        figures = json.loads((release_bundle / bundle.FIGURES).read_text())
+        return dg.AssetCheckResult(passed=figures["bit_identical"], metadata=figures)
+
+    return [
+        pruned_model,
+        awq_model,
+        gguf_model,
+        release_bundle,
+        pruning_is_two_of_four,
+        awq_saves_memory,
+        gguf_reads_text_alike,
+        bundle_is_bit_identical,
+    ]

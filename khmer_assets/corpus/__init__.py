@@ -1,0 +1,1 @@
+"""From raw sources to the training mixture: read, normalize, filter, deduplicate, mix."""

@@ -1,0 +1,246 @@
+"""The assets of the corpus stage, from the sources' files to the training mixture, and their checks."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from khmer_assets.corpus import sources
+from khmer_assets.corpus.documents import kept
+from khmer_assets.corpus.duplicates import find_duplicates, remove_duplicates
+from khmer_assets.corpus.filters import filter_documents
+from khmer_assets.corpus.mixture import mix
+from khmer_assets.corpus.normalized import normalize_documents
+from khmer_assets.khmer.normalization import normalize
+from khmer_assets.plots import as_markdown, new_figure
+from khmer_assets.recipe import Recipe, RecipeError, digest_of
+from resources.storage import DATA, REMOVED, markdown_table
+from resources.vector_index import VectorIndex
+
+SAMPLED_TEXTS = 1_000
+WEIGHT_TOLERANCE = 0.05  # a language's share of the characters, beside its weight
+
+
+def corpus_assets(recipe: Recipe) -> list[Any]:
+    """source_files, the corpus of each source in its four states, dedup_index and training_mixture, with checks."""
+    partitions = dg.StaticPartitionsDefinition(list(recipe.sources))
+    base = recipe.catalogue.parent
+    all_sources = digest_of(list(recipe.sources))[:8]  # a source that is gone makes what was made of all of them stale
+    corpus: dict[str, Any] = {"group_name": "corpus", "io_manager_key": "frames", "kinds": {"polars", "parquet"}}
+
+    @dg.observable_source_asset(group_name="corpus", partitions_def=partitions)
+    def source_files(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
+        """The data of the catalogue's sources; the version of each is a digest of its data and its entry."""
+        versions = {}
+        for name, source in recipe.sources.items():
+            try:
+                versions[name] = sources.fingerprint(source, base)
+            except (sources.SourceError, RecipeError) as error:
+                context.log.warning(f"{error}")
+                versions[name] = "missing"
+        return dg.DataVersionsByPartition(versions)
+
+    @dg.asset(**corpus, partitions_def=partitions, deps=["source_files"], code_version="1")
+    def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside with a reason."""
+        try:
+            documents = sources.read(recipe.sources[context.partition_key], base)
+        except (sources.SourceError, RecipeError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        with _computed(documents) as rows:
+            yield dg.Output(rows, metadata=_lengths(kept(rows)))
+
+    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(1, "normalization"))
+    def normalized_corpus(raw_corpus: pl.LazyFrame) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """The documents in canonical Unicode (Technical Note 61 for Khmer), with the content hash of the new text."""
+        counts: list[dict[str, int]] = []
+        with _computed(normalize_documents(raw_corpus, recipe.normalization, counts)) as rows:
+            by_rule = sum(map(Counter, counts), Counter())
+            table = pl.DataFrame(by_rule.most_common(), schema={"rule": pl.String, "changes": pl.Int64}, orient="row")
+            yield dg.Output(
+                rows, metadata={"changes": by_rule.total(), "changes_by_rule": dg.MetadataValue.md(markdown_table(table))}
+            )
+
+    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(1, "filters"))
+    def filtered_corpus(normalized_corpus: pl.LazyFrame) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """The documents that pass the filters, with the language identified; the others are kept aside with rule,
+        measure and reason."""
+        with _computed(filter_documents(normalized_corpus, recipe.filters)) as rows:
+            yield dg.Output(rows, metadata=_verdicts(rows, "rule"))
+
+    @dg.asset(**corpus, code_version=f"{recipe.version(1, 'deduplication')}-{all_sources}")
+    def dedup_index(
+        filtered_corpus: dict[str, pl.LazyFrame], vector_index: VectorIndex
+    ) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """Which documents of all sources are copies (id, source, content_hash, cluster, kept_id, duplicate_rule,
+        measure, reason): by content, by MinHash, and by embeddings in LanceDB."""
+        by_name = {name: filtered_corpus[name] for name in recipe.sources if name in filtered_corpus}
+        with _computed(find_duplicates(by_name, recipe.deduplication, vector_index.connect())) as rows:
+            yield dg.Output(rows, metadata=_verdicts(rows, "duplicate_rule"))
+
+    @dg.asset(**corpus, partitions_def=partitions, code_version="1")
+    def deduplicated_corpus(filtered_corpus: pl.LazyFrame, dedup_index: pl.LazyFrame) -> pl.LazyFrame:
+        """A source's documents without the copies that dedup_index found; those are set aside with their reason."""
+        return remove_duplicates(filtered_corpus, dedup_index)
+
+    @dg.asset(**corpus, code_version=f"{recipe.version(1, 'mixture', 'seed')}-{all_sources}")
+    def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """The documents to train on and to hold out, shuffled (id, source, language, text, content_hash, split,
+        copies); languages follow the recipe's weights."""
+        by_name = {name: deduplicated_corpus[name] for name in recipe.sources if name in deduplicated_corpus}
+        with _computed(mix(by_name, recipe.mixture, recipe.seed)) as rows:
+            documents = pl.concat(frame.select("language") for frame in by_name.values())
+            left_out = documents.filter(~pl.col("language").is_in(list(recipe.mixture.weights)))
+            yield dg.Output(
+                rows,
+                metadata={
+                    **_composition(rows),
+                    "documents_without_weight": left_out.select(pl.len()).collect().item(),
+                },
+            )
+
+    def no_row_is_lost(after: str, before: str) -> dg.AssetChecksDefinition:
+        @dg.asset_check(
+            asset=after, additional_ins={"before": dg.AssetIn(before)}, partitions_def=partitions, name="no_row_is_lost"
+        )
+        def check(after: Path, before: Path) -> dg.AssetCheckResult:
+            """Rows in are rows kept and rows set aside."""
+            rows_in, rows_kept, rows_set_aside = _rows(before / DATA), _rows(after / DATA), _rows(after / REMOVED)
+            return dg.AssetCheckResult(
+                passed=rows_in == rows_kept + rows_set_aside,
+                metadata={"rows_in": rows_in, "rows_kept": rows_kept, "rows_set_aside": rows_set_aside},
+            )
+
+        return check
+
+    @dg.asset_check(asset=normalized_corpus, partitions_def=partitions, blocking=True)
+    def text_is_canonical(normalized_corpus: pl.LazyFrame) -> dg.AssetCheckResult:
+        """Normalizing a sample of the texts again changes nothing."""
+        step = max(1, normalized_corpus.select(pl.len()).collect().item() // SAMPLED_TEXTS)
+        texts = normalized_corpus.select("text").gather_every(step).collect()["text"]
+        changed = sum(1 for text in texts if normalize(text, recipe.normalization)[0] != text)
+        return dg.AssetCheckResult(passed=changed == 0, metadata={"texts": texts.len(), "changed": changed})
+
+    @dg.asset_check(asset=training_mixture, blocking=True)
+    def no_text_in_both_splits(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
+        """No held-out text is trained on, and both splits have documents."""
+        splits = training_mixture.group_by("content_hash").agg(pl.col("split").n_unique())
+        shared = splits.filter(pl.col("split") > 1).select(pl.len()).collect().item()
+        sizes = dict(training_mixture.group_by("split").len().collect().iter_rows())
+        return dg.AssetCheckResult(
+            passed=shared == 0 and len(sizes) == 2,
+            metadata={"texts_in_both": shared, **{f"{split}_documents": size for split, size in sizes.items()}},
+        )
+
+    @dg.asset_check(asset=training_mixture, blocking=True)
+    def weighted_languages_are_present(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
+        """Every language that has a weight has training documents."""
+        shares = _language_shares(training_mixture)
+        missing = sorted(set(recipe.mixture.weights) - set(shares))
+        return dg.AssetCheckResult(passed=not missing, metadata={"missing": ", ".join(missing), **shares})
+
+    @dg.asset_check(asset=training_mixture)
+    def shares_follow_weights(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
+        """Each language's share of the training characters, repeats counted, is within 0.05 of its weight."""
+        shares = _language_shares(training_mixture)
+        off = max(abs(shares.get(language, 0.0) - weight) for language, weight in recipe.mixture.weights.items())
+        return dg.AssetCheckResult(
+            passed=off <= WEIGHT_TOLERANCE, severity=dg.AssetCheckSeverity.WARN, metadata={"largest_difference": off, **shares}
+        )
+
+    return [
+        source_files,
+        raw_corpus,
+        normalized_corpus,
+        filtered_corpus,
+        dedup_index,
+        deduplicated_corpus,
+        training_mixture,
+        no_row_is_lost("normalized_corpus", "raw_corpus"),
+        no_row_is_lost("filtered_corpus", "normalized_corpus"),
+        no_row_is_lost("deduplicated_corpus", "filtered_corpus"),
+        text_is_canonical,
+        no_text_in_both_splits,
+        weighted_languages_are_present,
+        shares_follow_weights,
+    ]
+
+
+@contextmanager
+def _computed(frame: pl.LazyFrame) -> Iterator[pl.LazyFrame]:
+    """The frame, computed once in batches, to be both measured and written; it ends with the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / DATA
+        frame.sink_parquet(file)
+        yield pl.scan_parquet(file)
+
+
+def _rows(file: Path) -> int:
+    return int(pl.scan_parquet(file).select(pl.len()).collect().item()) if file.exists() else 0
+
+
+def _lengths(documents: pl.LazyFrame) -> dict[str, Any]:
+    lengths = documents.select(pl.col("text").str.len_chars()).collect()["text"]
+    figure = new_figure()
+    axes = figure.subplots()
+    if lengths.len():
+        axes.hist(lengths.to_numpy(), bins=[10 ** (place / 5) for place in range(36)])
+    axes.set(xscale="log", xlabel="characters of a document", ylabel="documents")
+    return {"characters": int(lengths.sum()), "length_histogram": dg.MetadataValue.md(as_markdown(figure))}
+
+
+def _verdicts(rows: pl.LazyFrame, column: str) -> dict[str, Any]:
+    """Documents by source and verdict, as a table and a picture."""
+    counts = rows.group_by("source", pl.col(column).fill_null("kept")).len("documents").sort("source", column).collect()
+    figure = new_figure()
+    axes = figure.subplots()
+    by_rule = counts.group_by(column).agg(pl.col("documents").sum()).sort("documents")
+    axes.bar_label(axes.barh(by_rule[column].to_list(), by_rule["documents"].to_list()))
+    axes.set(xlabel="documents")
+    return {
+        "documents_by_rule": dg.MetadataValue.md(markdown_table(counts)),
+        "verdicts": dg.MetadataValue.md(as_markdown(figure)),
+    }
+
+
+def _composition(mixture: pl.LazyFrame) -> dict[str, Any]:
+    """Documents and characters by language and source; characters count as often as they are used."""
+    table = (
+        mixture.group_by("language", "source", "split")
+        .agg(
+            documents=pl.len(),
+            characters=pl.col("text").str.len_chars().sum(),
+            characters_used=(pl.col("text").str.len_chars().cast(pl.Int64) * pl.col("copies")).sum(),
+        )
+        .sort("language", "source", "split")
+        .collect()
+    )
+    figure = new_figure()
+    axes = figure.subplots()
+    used: dict[str, int] = {}
+    languages = table["language"].unique(maintain_order=True).to_list()
+    train = table.filter(split="train")
+    for source in train["source"].unique(maintain_order=True):
+        own = dict(train.filter(source=source).select("language", "characters_used").iter_rows())
+        heights = [own.get(language, 0) for language in languages]
+        axes.bar(languages, heights, bottom=[used.get(language, 0) for language in languages], label=source)
+        used = {language: used.get(language, 0) + height for language, height in zip(languages, heights, strict=True)}
+    axes.set(ylabel="training characters, repeats counted")
+    if used:
+        axes.legend()
+    return {
+        "composition": dg.MetadataValue.md(markdown_table(table)),
+        "characters_by_language": dg.MetadataValue.md(as_markdown(figure)),
+    }
+
+
+def _language_shares(mixture: pl.LazyFrame) -> dict[str, float]:
+    characters = pl.col("text").str.len_chars().cast(pl.Int64) * pl.col("copies")
+    used = mixture.filter(split="train").group_by("language").agg(characters.sum()).sort("language").collect()
+    total = used["text"].sum()
+    return {language: count / total for language, count in used.iter_rows()} if total else {}

@@ -1,0 +1,76 @@
+"""The training mixture: which documents train and which are held out, and how often the scarcer language is repeated."""
+
+import hashlib
+
+import polars as pl
+
+from khmer_assets.recipe import Mixture
+
+MIXTURE = pl.Schema(
+    {
+        "id": pl.String,
+        "source": pl.String,
+        "language": pl.String,
+        "text": pl.String,
+        "content_hash": pl.String,
+        "split": pl.String,
+        "copies": pl.UInt32,
+    }
+)
+
+# Up to about four epochs, repeated data is worth almost as much as new data (Muennighoff et al. 2023, "Scaling
+# Data-Constrained Language Models"); beyond, the model begins to learn it by heart.
+MAX_COPIES = 4
+
+
+def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int) -> pl.LazyFrame:
+    """The documents of all sources in a shuffled order, with the columns of `MIXTURE`.
+
+    `split` ("train" or "validation") depends on the content hash and the seed alone, so that a text is never in both
+    and stays where it is when other documents come and go. `copies` says how often a training document is used: the
+    scarcer language's are repeated so that the characters of each language follow the weights, at most `MAX_COPIES`
+    times; a validation document counts once. Documents in a language without a weight are left out.
+    """
+    columns = ["id", "source", "language", "text", "content_hash"]
+    everything = pl.concat([frame.select(columns) for frame in documents.values()]).filter(
+        pl.col("language").is_in(list(settings.weights))
+    )
+    validation = _fraction(0, seed) < settings.validation_ratio
+    split = everything.with_columns(split=pl.when(validation).then(pl.lit("validation")).otherwise(pl.lit("train")))
+    characters = dict(
+        split.filter(split="train")
+        .group_by("language")
+        .agg(pl.col("text").str.len_chars().sum())
+        .collect(engine="streaming")
+        .iter_rows()
+    )
+    repeats = repeats_by_language(characters, settings)
+    wanted = pl.col("language").replace_strict(repeats, default=1.0, return_dtype=pl.Float64)
+    copies = wanted.floor() + (_fraction(1, seed) < wanted % 1).cast(pl.Float64)
+    return (
+        split.with_columns(copies=pl.when(split="train").then(copies).otherwise(1.0).cast(pl.UInt32))
+        .sort(_fraction(2, seed), "id")
+        .select(*MIXTURE)
+    )
+
+
+def repeats_by_language(characters: dict[str, int], settings: Mixture) -> dict[str, float]:
+    """How often each language's training characters are used, 1 to `MAX_COPIES`, to come near the weights.
+
+    >>> repeats_by_language({"khm": 100, "eng": 200}, Mixture(weights={"khm": 0.6, "eng": 0.4}, validation_ratio=0.1))
+    {'khm': 3.0, 'eng': 1.0}
+    """
+    have = {language: count for language, count in characters.items() if count}
+    if not have:
+        return {}
+    total = max(count / settings.weights[language] for language, count in have.items())
+    return {
+        language: min(total * settings.weights[language] / count, MAX_COPIES) for language, count in have.items()
+    }
+
+
+def _fraction(place: int, seed: int) -> pl.Expr:
+    """A number from 0 to 1 (exclusive) from the content hash; each place and seed gives another."""
+    mask = int(hashlib.sha256(f"{seed} {place}".encode()).hexdigest()[:8], 16)
+    digits = pl.col("content_hash").str.slice(8 * place, 8).str.to_integer(base=16, dtype=pl.Int64)
+    return (digits ^ mask) / 2**32

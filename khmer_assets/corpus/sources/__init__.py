@@ -1,0 +1,135 @@
+"""The catalogue's sources as documents: what holds for every kind. A module beside this one reads each kind.
+
+Such a module has `read(source, base)`, an iterator of rows, and `fingerprint(source, base)`. A row is a dict with
+`text` and, where known, `id`, `title`, `language`, `category`, `url`, `published_at`; `place` says where it was found
+(a file and line); `rule` and `reason` set it aside.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+
+from khmer_assets.corpus.documents import ALL_COLUMNS, DOCUMENT, content_hash
+from khmer_assets.recipe import Source
+
+Row = dict[str, str | None]
+
+MAX_DOCUMENT_BYTES = 50_000_000
+TEXT_OF_REMOVED = 1_000  # characters kept of a document that is too large; the rest is still in the source
+BATCH_ROWS = 2_000
+BATCH_CHARACTERS = 8_000_000
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class SourceError(ValueError):
+    """A source whose data is not there. The message names the source and the address, and says what to do."""
+
+
+def read(source: Source, base: Path) -> pl.LazyFrame:
+    """All rows of a source, in batches: the columns of `DOCUMENT` with rule, measure (null here) and reason.
+
+    Relative addresses are relative to `base`, the catalogue's folder. An id is `<source>:<the given id>`, else
+    `<source>:<the first 16 digits of the content hash>`. Set aside are rows without text (missing_text), texts that
+    are not Unicode (undecodable), documents over 50 MB (too_large), ids that were there before (duplicate_id) and
+    what the kind's own module finds. Raises `SourceError` when the data is not there, `RecipeError` when the entry's
+    settings are wrong.
+    """
+    from polars.io.plugins import register_io_source
+
+    kind = _kind(source)
+    kind.read(source, base)  # finds wrong settings and missing data before the frame is used
+
+    def batches(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for batch in _batches(source, kind.read(source, base)):
+            if n_rows is not None:
+                batch = batch.head(n_rows)
+                n_rows -= batch.height
+            if predicate is not None:
+                batch = batch.filter(predicate)
+            yield batch.select(with_columns) if with_columns is not None else batch
+            if n_rows == 0:
+                return
+
+    return register_io_source(batches, schema=ALL_COLUMNS)
+
+
+def fingerprint(source: Source, base: Path) -> str:
+    """A digest that changes exactly when the source's data or its entry in the catalogue changes.
+
+    Raises as `read` does.
+    """
+    return str(_kind(source).fingerprint(source, base))
+
+
+def _kind(source: Source) -> ModuleType:
+    match source.kind:
+        case "files":
+            from khmer_assets.corpus.sources import files
+
+            return files
+        case "generated":
+            from khmer_assets.corpus.sources import generated
+
+            return generated
+
+
+def _batches(source: Source, rows: Iterator[Row]) -> Iterator[pl.DataFrame]:
+    places: dict[str, str] = {}  # where each id was first given
+    batch: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        document = _document(source, row)
+        place = row.get("place") or "a row"
+        if document["rule"] is None:
+            if document["id"] in places:
+                document["rule"] = "duplicate_id"
+                document["reason"] = f"{place}: the id {document['id']!r} was given before, at {places[document['id']]}"
+            else:
+                places[document["id"]] = place
+        batch.append({column: _without_surrogates(value) for column, value in document.items()})
+        characters += len(document["text"])
+        if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield pl.DataFrame(batch, schema=ALL_COLUMNS, orient="row")
+            batch, characters = [], 0
+    yield pl.DataFrame(batch, schema=ALL_COLUMNS, orient="row")
+
+
+def _document(source: Source, row: Row) -> dict[str, Any]:
+    place = row.get("place") or "a row"
+    given = {column: row.get(column) for column in ("id", "title", "language", "category", "url", "published_at")}
+    text, rule, reason, measure = row.get("text") or "", row.get("rule"), row.get("reason"), None
+    if rule is None and any(value and _SURROGATE.search(value) for value in (text, *given.values())):
+        rule, reason = "undecodable", f"{place}: holds bytes that are no characters, shown as \ufffd here"
+    if rule is None and not text.strip():
+        rule, reason = "missing_text", f"{place}: there is no text"
+    text = _without_surrogates(text)
+    size = len(text.encode())
+    if size > MAX_DOCUMENT_BYTES:
+        text = text[:TEXT_OF_REMOVED]
+        if rule is None:
+            rule, measure = "too_large", float(size)
+            reason = f"{place}: over {MAX_DOCUMENT_BYTES:,} bytes, more than a document may have; split it"
+    digest = content_hash(text)
+    return {
+        **given,
+        "id": f"{source.name}:{given['id'] or digest[:16]}",
+        "source": source.name,
+        "text": text,
+        "language": given["language"] or source.language,
+        "license": source.license,
+        "content_hash": digest,
+        "rule": rule,
+        "measure": measure,
+        "reason": reason,
+    }
+
+
+def _without_surrogates(value: Any) -> Any:
+    return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value

@@ -1,0 +1,114 @@
+"""The one schema of a chat, what makes a chat valid, and its split.
+
+Where chats come from does not belong here (`generated.py`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+import polars as pl
+
+from khmer_assets.recipe import Split
+
+MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
+
+# `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm) and `tags` (topics) are judgments:
+# null, or empty, until somebody has made them
+NEW_CHAT = pl.Schema(
+    {
+        "id": pl.String(),
+        "source": pl.String(),
+        "language": pl.String(),
+        "category": pl.String(),
+        "messages": pl.List(MESSAGE),
+        "label": pl.String(),
+        "toxicity": pl.String(),
+        "tags": pl.List(pl.String()),
+    }
+)
+CHAT = pl.Schema({**NEW_CHAT, "content_hash": pl.String(), "split": pl.String()})
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+def new_chat(
+    identity: str, source: str, language: str, category: str, turns: Sequence[str], system: str | None = None
+) -> dict[str, Any]:
+    """A row of `NEW_CHAT`; `turns` are what user and assistant say, in alternation."""
+    messages = [Message(role="system", content=system)] if system else []
+    for number, content in enumerate(turns):
+        messages.append(Message(role="assistant" if number % 2 else "user", content=content))
+    return {"id": identity, "source": source, "language": language, "category": category, "messages": messages,
+            "label": None, "toxicity": None, "tags": []}  # fmt: skip
+
+
+def split_chats(chats: pl.LazyFrame, split: Split) -> pl.LazyFrame:
+    """`NEW_CHAT` rows as `CHAT` rows with rule, measure and reason, ordered by content hash and so well mixed.
+
+    Set aside are chats that `find_fault` faults and chats whose content was there before. An empty chat has a split
+    too, so that the columns are never null.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+    for chat in chats.collect().iter_rows(named=True):
+        digest = hash_of(chat["messages"])
+        fault = find_fault(chat["messages"])
+        if fault is None and digest in seen:
+            fault = ("duplicate_chat", 1.0, f"says the same as the chat {seen[digest]}")
+        seen.setdefault(digest, chat["id"])
+        rule, measure, reason = fault or (None, None, None)
+        rows.append({**chat, "content_hash": digest, "split": split_of(digest, split),
+                     "rule": rule, "measure": measure, "reason": reason})  # fmt: skip
+    schema = {**CHAT, "rule": pl.String(), "measure": pl.Float64(), "reason": pl.String()}
+    return pl.LazyFrame(rows, schema=schema).sort("content_hash", "id")
+
+
+def find_fault(messages: Iterable[Message] | None) -> tuple[str, float, str] | None:
+    """Rule, measure (the number of the message, from 1) and reason, or None for a valid chat.
+
+    A valid chat is an optional system message, then user and assistant in turn, the assistant last; nobody is silent.
+
+    >>> find_fault([Message(role="user", content="Hello")])
+    ('unanswered', 1.0, 'the last message is by user, expected an answer by assistant')
+    """
+    messages = list(messages or [])
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    first = len(messages) - len(turns) + 1
+    if not turns:
+        return "no_turns", float(len(messages)), "there is no message by user"
+    for number, message in enumerate(turns):
+        expected = "assistant" if number % 2 else "user"
+        if message["role"] != expected:
+            reason = f"message {first + number} is by {message['role']}, expected {expected}"
+            return "role_order", float(first + number), reason
+    for number, message in enumerate(messages, 1):
+        if not (message["content"] or "").strip():
+            return "empty_message", float(number), f"message {number} by {message['role']} is empty"
+    if turns[-1]["role"] != "assistant":
+        return "unanswered", float(len(messages)), "the last message is by user, expected an answer by assistant"
+    return None
+
+
+def hash_of(messages: Iterable[Message] | None) -> str:
+    """SHA-256 of what is said and by whom. Case, spaces and the marks that end a sentence make no difference."""
+    said = [(m["role"], " ".join((m["content"] or "").casefold().split()).rstrip(" .?!\u17d4")) for m in messages or []]
+    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
+
+
+def split_of(content_hash: str, split: Split) -> str:
+    """train, validation or test: decided by the hash alone, so that a chat stays where it is when others come.
+
+    >>> split_of("00" * 32, Split(train=0.8, validation=0.1, test=0.1))
+    'train'
+    """
+    position = int(content_hash[:12], 16) / 16**12
+    if position < split.train:
+        return "train"
+    return "validation" if position < split.train + split.validation else "test"

@@ -1,0 +1,1 @@
+"""The embedded corpus and chats, and what composes more of them."""

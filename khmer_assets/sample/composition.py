@@ -1,0 +1,195 @@
+"""Composes sentences, questions and short texts from `knowledge.yaml`.
+
+What belongs here: filling templates. Making documents or chats of them is the business of the corpus and of the
+instructions. A change that alters what is composed raises `VERSION`.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from khmer_assets.khmer.numbers import MONTHS, WEEKDAYS, number_to_words, to_khmer_digits
+from khmer_assets.recipe import Language
+
+VERSION = 1
+SAMPLE = Path(__file__).parent
+
+_KNOWLEDGE = SAMPLE / "knowledge.yaml"
+_ENGLISH_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_ENGLISH_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_DAYS = ("31", "28 or 29", "31", "30", "31", "30", "31", "31", "30", "31", "30", "31")
+_SPELLED = (*range(1, 31), 40, 50, 60, 70, 80, 90, 100, 1000)  # numbers that are asked about in words
+_NOTES = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)  # riel: what a buyer pays with
+_KEPT = ("person", "friend", "place", "region", "known", "place2", "known2", "vehicle", "crop", "livestock", "weekday",
+         "weekday2", "month", "a", "b", "sum")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A row of a table under a task: ways of asking it, plain and in polite frames, and the one answer."""
+
+    category: str
+    language: Language
+    questions: tuple[str, ...]
+    framed_questions: tuple[str, ...]
+    answer: str
+    task: int
+    follow_up: str | None
+
+
+@cache
+def knowledge() -> dict[str, Any]:
+    """The content of `knowledge.yaml`."""
+    values: dict[str, Any] = yaml.load(_KNOWLEDGE.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    return values
+
+
+def fingerprint() -> str:
+    """A digest of everything that decides what is composed from a seed."""
+    return hashlib.sha256(f"{VERSION}\n".encode() + _KNOWLEDGE.read_bytes()).hexdigest()
+
+
+@cache
+def facts() -> tuple[Fact, ...]:
+    """Every fact in both languages, in the order of the tasks. A question has one answer, whoever asks it."""
+    tables = _tables()
+    return tuple(
+        Fact(
+            task["category"],
+            task["language"],
+            tuple(_fill(question, row) for question in task["questions"]),
+            tuple(
+                frame.format(_fill(question, row))
+                for question in task["questions"]
+                for frame in knowledge()["frames"][task["language"]]
+                if question.endswith("?")  # a request stands alone
+            ),
+            _fill(task["answer"], row),
+            number,
+            _fill(task["follow_up"], row) if "follow_up" in task else None,
+        )
+        for number, task in enumerate(knowledge()["tasks"])
+        for row in tables[task["table"]]
+    )
+
+
+def compose_text(rng: Random, language: Language) -> tuple[str, str]:
+    """A category and a text of three to eight sentences: a scene of everyday life, or facts of one kind."""
+    if rng.random() < 0.4:
+        category = rng.choice(facts()).category
+        return category, " ".join(rng.sample(_sentences(category, language), rng.randint(4, 8)))
+    category, theme = rng.choice(list(knowledge()["themes"][language].items()))
+    templates = [rng.choice(theme["open"]), *rng.sample(theme["body"], rng.randint(2, 6))]
+    if rng.random() < 0.5:
+        templates.append(rng.choice(theme["close"]))
+    kept = {name: value for name, value in _slots(rng, language).items() if name.removesuffix("_km") in _KEPT}
+    return category, " ".join(_fill(template, {**_slots(rng, language), **kept}) for template in templates)
+
+
+@cache
+def _sentences(category: str, language: Language) -> list[str]:
+    return list(dict.fromkeys(f.answer for f in facts() if (f.category, f.language) == (category, language)))
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    text = template.format_map(values)
+    return text[0].upper() + text[1:]
+
+
+def _tables() -> dict[str, list[dict[str, str]]]:
+    """The tables of the file and those that are computed. A number's column has a twin `_km` in Khmer digits."""
+    tables: dict[str, list[dict[str, Any]]] = {
+        name: [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        for name, table in knowledge()["tables"].items()
+    }
+    tables["both_opposites"] = [
+        row
+        for pair in tables["opposites"]
+        for row in (
+            pair,
+            {"km": pair["other_km"], "en": pair["other_en"], "other_km": pair["km"], "other_en": pair["en"]},
+        )
+    ]
+    tables["months"] = [
+        {**row, "number": number, "days": days, "days_km": to_khmer_digits(days).replace("or", "ឬ")}
+        for (number, row), days in zip(enumerate(_cycle(MONTHS, _ENGLISH_MONTHS), 1), _DAYS, strict=True)
+    ]
+    tables["weekdays"] = list(_cycle(WEEKDAYS, _ENGLISH_WEEKDAYS))
+    tables["numbers"] = [{"number": number, "words": number_to_words(number)} for number in _SPELLED]
+    to_ten = range(1, 11)
+    tables["sums"] = [{"a": a, "b": b, "sum": a + b} for a, b in itertools.product(to_ten, to_ten)]
+    tables["differences"] = [
+        {"a": a, "b": b, "difference": a - b} for a, b in itertools.product(to_ten, to_ten) if a >= b
+    ]
+    tables["comparisons"] = [
+        {"a": a, "b": b, "larger": max(a, b), "smaller": min(a, b)} for a, b in itertools.permutations(range(1, 7), 2)
+    ]
+    return {name: [_with_khmer_digits(row) for row in rows] for name, rows in tables.items()}
+
+
+def _cycle(khmer: tuple[str, ...], english: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    """The names of a cycle in both languages, each with the one before and the one after."""
+    for n, (km, en) in enumerate(zip(khmer, english, strict=True)):
+        after = (n + 1) % len(khmer)
+        yield {"km": km, "en": en, "next_km": khmer[after], "next_en": english[after],
+               "previous_km": khmer[n - 1], "previous_en": english[n - 1]}  # fmt: skip
+
+
+def _with_khmer_digits(row: dict[str, Any]) -> dict[str, str]:
+    numbers = {f"{name}_km": to_khmer_digits(value) for name, value in row.items() if isinstance(value, int)}
+    return {name: str(value) for name, value in row.items()} | numbers
+
+
+def _slots(rng: Random, language: Language) -> dict[str, str]:
+    """A value for every slot of the themes; those that belong together agree."""
+    words = {name: rng.choice(values[language]) for name, values in knowledge()["slots"].items()}
+    suffix = "km" if language == "khm" else "en"
+    tables = _tables_by_language(suffix)
+    (place, place2), job = rng.sample(tables["provinces"], 2), rng.choice(tables["jobs"])
+    person, friend = rng.sample(knowledge()["slots"]["person"][language], 2)
+    goods, goods2 = rng.sample(knowledge()["slots"]["goods"][language], 2)
+    subject, subject2 = rng.sample(knowledge()["slots"]["subject"][language], 2)
+    weekday, weekday2 = rng.sample(WEEKDAYS if language == "khm" else _ENGLISH_WEEKDAYS, 2)
+    words |= {
+        "place": place["name"], "region": place["region"], "known": place["known"],
+        "place2": place2["name"], "known2": place2["known"], "job": job["name"], "workplace": job["place"],
+        "person": person, "friend": friend, "goods": goods, "goods2": goods2, "subject": subject, "subject2": subject2,
+        "weekday": weekday, "weekday2": weekday2,
+        "month": rng.choice(MONTHS if language == "khm" else _ENGLISH_MONTHS),
+    }  # fmt: skip
+    price, quantity = 500 * rng.randint(3, 40), rng.randint(2, 9)
+    cost = price * quantity
+    paid = min(note for note in _NOTES if note >= cost)
+    a, b, n = rng.randint(1, 10), rng.randint(1, 10), rng.choice(_SPELLED)
+    numbers = {
+        "price": price, "quantity": quantity, "cost": cost, "paid": paid, "change": paid - cost, "lower": price - 500,
+        "a": a, "b": b, "sum": a + b, "n": n, "morning": rng.randint(5, 11), "evening": rng.randint(3, 6),
+        "date": rng.randint(1, 28), "year": rng.randint(1970, 2020), "age": rng.randint(6, 18),
+        "age2": rng.randint(20, 80), "grade": rng.randint(1, 12), "class": rng.randint(20, 50),
+        "minutes": 5 * rng.randint(4, 12), "score": rng.randint(40, 99), "page": rng.randint(10, 200),
+        "hotel": 5_000 * rng.randint(6, 40), "distance": rng.randint(30, 450), "degrees": rng.randint(20, 39),
+        "flock": rng.randint(2, 40), "tons": rng.randint(2, 15),
+    }  # fmt: skip
+    return words | _with_khmer_digits(numbers) | {"n_words": number_to_words(n)}
+
+
+@cache
+def _tables_by_language(suffix: str) -> dict[str, list[dict[str, str]]]:
+    """Places and jobs with the columns of one language, its suffix taken off."""
+    return {
+        name: [
+            {"name": row[suffix]} | {column.removesuffix(f"_{suffix}"): value for column, value in row.items()}
+            for row in _tables()[name]
+        ]
+        for name in ("provinces", "jobs")
+    }

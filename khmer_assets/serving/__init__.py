@@ -1,0 +1,1 @@
+"""The serving stage: what is released, what vLLM serves, and how to ask it."""

@@ -1,0 +1,131 @@
+"""The assets of the serving stage: the release, which a model becomes that passes every gate, and its deployment."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+
+from khmer_assets.recipe import Recipe
+from khmer_assets.serving import release as release_payload
+from khmer_assets.serving.client import ask
+from resources.compute import Compute
+from resources.model_server import ModelServer, ModelServerError
+
+EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, which is the safe side
+
+
+def serving_assets(recipe: Recipe) -> list[Any]:
+    """release and served_model."""
+
+    @dg.asset(
+        group_name="serving",
+        io_manager_key="folders",
+        kinds={"huggingface"},
+        ins={"model": dg.AssetIn(f"{recipe.release.variant}_model")},
+        code_version=recipe.version(1, "release"),
+    )
+    def release(
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, benchmark_report: Path, release_bundle: Path
+    ) -> dg.Output[Path]:
+        """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met."""
+        graph = context.job_def.asset_layer.asset_graph.source_asset_graph  # whole, though the job may be a part of it
+        if unmet := unmet_checks(context.instance, graph, context.asset_key):
+            raise dg.Failure(
+                "no release, for these blocking checks are not met:\n"
+                + "\n".join(f"- {line}" for line in unmet)
+                + "\nmaterialize those assets together with their checks, and then the release",
+                allow_retries=False,
+            )
+        return compute.run(
+            context,
+            "khmer_assets.serving.release",
+            release_payload.Spec(
+                recipe=recipe.name,
+                variant=recipe.release.variant,
+                model=model,
+                report=benchmark_report,
+                bundle=release_bundle,
+            ),
+        )
+
+    @dg.asset(
+        group_name="serving",
+        io_manager_key="folders",
+        kinds={"vllm"},
+        code_version=recipe.version(1, "serving"),
+    )
+    def served_model(context: dg.AssetExecutionContext, model_server: ModelServer, release: Path) -> Path:
+        """`endpoint.json`: address, model names and digest of what vLLM serves. The key is not in it."""
+        try:
+            seconds = model_server.deploy(
+                release / "model", release.name, recipe.serving.max_model_length, say=context.log.info
+            )
+            answer = ask(
+                recipe.serving.question,
+                model_server.base_url,
+                model_server.api_key(),
+                max_tokens=recipe.evaluation.max_new_tokens,
+            )
+        except ModelServerError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        endpoint = {
+            "address": model_server.base_url,
+            "digest": release.name,
+            "models": list(model_server.status().models),
+        }
+        context.add_output_metadata(
+            {
+                "address": dg.MetadataValue.url(model_server.base_url),
+                "served_digest": release.name,
+                "question": recipe.serving.question,
+                "answer": answer,
+                "seconds_to_healthy": round(seconds, 1),
+            }
+        )
+        folder = Path(model_server.home) / "server" / "endpoint"
+        folder.mkdir(exist_ok=True)
+        (folder / "endpoint.json").write_text(json.dumps(endpoint, indent=1))
+        return folder
+
+    return [release, served_model]
+
+
+def unmet_checks(instance: dg.DagsterInstance, graph: AssetGraph, asset: dg.AssetKey) -> list[str]:
+    """Why `asset` may not be made yet: a line a blocking check upstream that fails or has not judged the newest.
+
+    A check of a partitioned asset must hold for every partition that has been materialized.
+    """
+    upstream = graph.get_ancestor_asset_keys(asset)
+    blocking = [key for key in graph.get_check_keys_for_assets(upstream) if graph.get(key).blocking]
+    return [line for key in sorted(blocking) for line in _unmet(instance, graph, key)]
+
+
+def _unmet(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetCheckKey) -> Iterator[str]:
+    name, partitions = key.asset_key.to_user_string(), graph.get(key.asset_key).partitions_def
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        key, limit=EVALUATIONS_READ, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+    )
+    evaluations = [evaluation for record in records if (evaluation := record.evaluation)]
+    for partition in partitions.get_partition_keys() if partitions else [None]:
+        where = f"{name} ({partition})" if partition else name
+        newest = instance.fetch_materializations(
+            dg.AssetRecordsFilter(key.asset_key, asset_partitions=[partition] if partition else None), limit=1
+        ).records
+        if not newest:
+            if partition is None:
+                yield f"{where}: has not been materialized, so {key.name!r} has not judged it"
+            continue  # what has no such partition goes on without it
+        judged = [
+            evaluation
+            for evaluation in evaluations
+            if (target := evaluation.target_materialization_data) and target.storage_id == newest[0].storage_id
+        ]
+        if not judged:
+            yield f"{where}: {key.name!r} has not run on its newest version"
+        elif not judged[0].passed and judged[0].severity == dg.AssetCheckSeverity.ERROR:
+            reason = f": {judged[0].description}" if judged[0].description else ""
+            yield f"{where}: {key.name!r} failed{reason}"

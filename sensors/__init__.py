@@ -1,0 +1,1 @@
+"""What reacts by itself: sensors, each watching one thing."""

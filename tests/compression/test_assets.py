@@ -1,0 +1,94 @@
+"""The compression assets and their checks, run by Dagster on a tiny model."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from khmer_assets.compression.assets import compression_assets
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from resources.compute import Compute
+from resources.storage import FoldersIOManager
+
+BLOCKING = {"awq_saves_memory", "gguf_reads_text_alike", "bundle_is_bit_identical"}
+
+
+def recipe() -> Recipe:
+    sample = Recipe.load(SAMPLE_RECIPE)
+    small = {"calibration_samples": 6, "calibration_length": 32, "gguf": ["Q8_0"]}
+    return sample.model_copy(update={"compression": sample.compression.model_copy(update=small)})
+
+
+def checks() -> dict[str, dg.AssetChecksDefinition]:
+    parts = [part for part in compression_assets(recipe()) if isinstance(part, dg.AssetChecksDefinition)]
+    return {key.name: part for part in parts for key in part.check_keys}
+
+
+def test_what_guards_the_release_is_blocking():
+    for name, check in checks().items():
+        assert all(spec.blocking == (name in BLOCKING) for spec in check.check_specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "good", "bad"),
+    [
+        (
+            "pruning_is_two_of_four",
+            "pruning.json",
+            {"zeros_min": 0.5, "zeros_max": 0.5, "groups_broken": 0, "sparsity_config": False},
+            {"zeros_min": 0.5, "zeros_max": 0.5, "groups_broken": 3, "sparsity_config": False},
+        ),
+        ("awq_saves_memory", "awq.json", {"linear_bytes_ratio": 0.26}, {"linear_bytes_ratio": 0.41}),
+        (
+            "gguf_reads_text_alike",
+            "gguf.json",
+            {"texts": 9, "texts_with_equal_ids": 9},
+            {"texts": 9, "texts_with_equal_ids": 8},
+        ),
+        ("bundle_is_bit_identical", "bundle.json", {"bit_identical": True}, {"bit_identical": False}),
+    ],
+)
+def test_a_check_passes_on_good_figures_only(tmp_path, name, file, good, bad):
+    for figures, passes in ((good, True), (bad, False)):
+        (tmp_path / file).write_text(json.dumps(figures))
+        result = checks()[name](tmp_path)
+        assert isinstance(result, dg.AssetCheckResult)
+        assert result.passed is passes
+        assert set(result.metadata) == set(figures)
+
+
+@pytest.mark.slow
+def test_a_merged_model_is_pruned_quantized_exported_and_bundled(model, mixture, tmp_path):
+    def upstream(name: str, folder: Path) -> dg.AssetsDefinition:
+        @dg.asset(name=name, io_manager_key="copies")
+        def given() -> Path:
+            return folder
+
+        return given
+
+    class Given(dg.IOManager):
+        def handle_output(self, context, obj):
+            pass
+
+        def load_input(self, context):
+            return {"merged_model": model, "training_mixture": mixture}[context.asset_key.to_python_identifier()]
+
+    assets = [upstream("merged_model", model), upstream("training_mixture", mixture), *compression_assets(recipe())]
+    resources = {
+        "compute": Compute(home=str(tmp_path)),
+        "folders": FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache")),
+        "copies": Given(),
+    }
+    # partitioned and unpartitioned assets cannot be in one run
+    gguf = dg.AssetSelection.assets("gguf_model")
+    others = dg.AssetSelection.groups("compression") - gguf
+    results = [
+        dg.materialize(assets, selection=gguf, partition_key="Q8_0", resources=resources),
+        dg.materialize(assets, selection=others, resources=resources),
+    ]
+
+    passed = {check.check_name for r in results for check in r.get_asset_check_evaluations() if check.passed}
+    assert passed == set(checks())
+    assert (results[0].asset_value("gguf_model") / "Q8_0.gguf").exists()
+    assert (results[1].asset_value("release_bundle") / "sample-merged.tar.zst").exists()

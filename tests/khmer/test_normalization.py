@@ -1,0 +1,81 @@
+"""Khmer text gets one spelling, and nothing makes the normalization fail."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from khmer_assets.khmer.normalization import normalize
+from khmer_assets.recipe import Normalization
+
+REMOVE = Normalization(zero_width_space="remove", fold_deprecated=True)
+KEEP = Normalization(zero_width_space="keep", fold_deprecated=False)
+
+khmer_like = st.text(
+    st.sampled_from(
+        [chr(code) for code in range(0x1780, 0x17DE)] + list("\u17d2\u17d2\u17d2\u17bb\u17be\u17c1\u200b\u200c\u200d\ufeff a\u0301\u0323\r\n")
+    ),
+    max_size=14,
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "expected"),
+    [
+        ("cluster_order", "\u1780\u17b7\u17d2\u179a", "\u1780\u17d2\u179a\u17b7"),  # vowel before subscript
+        ("cluster_order", "\u1780\u17c6\u17bb", "\u1780\u17bb\u17c6"),  # sign before vowel
+        ("repeated_coeng", "\u1780\u17d2\u17d2\u179a", "\u1780\u17d2\u179a"),
+        ("repeated_coeng", "\u1780\u17d2\u200d\u179a", "\u1780\u17d2\u179a"),
+        ("zero_width_non_joiner", "\u1780\u17b6\u200c\u1780", "\u1780\u17b6\u1780"),
+        ("doubled_mark", "\u1798\u17bd\u17bd\u1799", "\u1798\u17bd\u1799"),
+        ("composed_vowel", "\u1780\u17c1\u17b8", "\u1780\u17be"),
+        ("composed_vowel", "\u1780\u17c1\u17b6", "\u1780\u17c4"),
+        ("register_shifter", "\u179f\u17bb\u17b8", "\u179f\u17ca\u17b8"),  # a strong consonant takes triisap
+        ("register_shifter", "\u1798\u17bb\u17b7", "\u1798\u17c9\u17b7"),  # a weak one muusikatoan
+        ("register_shifter", "\u1794\u17be\u17bb", "\u1794\u17c9\u17be"),  # and BA too
+        ("coeng_ro", "\u179f\u17d2\u179a\u17d2\u178f\u17b8", "\u179f\u17d2\u178f\u17d2\u179a\u17b8"),
+        ("coeng_da", "\u1794\u178e\u17d2\u178a", "\u1794\u178e\u17d2\u178f"),
+        ("deprecated_letter", "\u17a3\u1780", "\u17a2\u1780"),
+        ("zero_width_space", "\u1780\u200b\u1781", "\u1780\u1781"),
+        ("byte_order_mark", "\ufeff\u1780", "\u1780"),
+        ("control_character", "\u1780\x00\x07\t\n", "\u1780\t\n"),
+        ("invisible_character", "\u1780\u00ad\u2060", "\u1780"),
+        ("line_ending", "a\r\nb\rc", "a\nb\nc"),
+        ("lone_surrogate", "a\ud800", "a\ufffd"),
+        ("nfc", "e\u0301", "\u00e9"),
+        ("spaces", "a \u00a0  b", "a b"),
+    ],
+)
+def test_each_rule_gives_the_canonical_form_and_is_counted(rule, given, expected):
+    text, counts = normalize(given, REMOVE)
+    assert text == expected
+    assert counts[rule] >= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "hello", "ព្រះរាជាណាចក្រកម្ពុជា", "ស្ត្រី", "ប៉ុន្មាន", "ខ្ញុំ​ទៅសាលា", "គេហៅថា អាាា!", "\u1794\u17ca\u200c\u17b8", "ក៏", "👩‍🌾"],
+)
+def test_canonical_text_passes_unchanged(text):
+    assert normalize(text, KEEP) == (text, {})
+
+
+def test_word_marks_and_deprecated_letters_stay_when_the_settings_say_so():
+    assert normalize("\u1780\u200b\u17a3", KEEP)[0] == "\u1780\u200b\u17a3"
+
+
+def test_counts_are_of_what_was_changed():
+    assert normalize("\u1780\u200b\u1780\u200b\u178e\u17d2\u178a", REMOVE)[1] == {"zero_width_space": 2, "coeng_da": 1}
+
+
+@given(st.one_of(khmer_like, st.text(), st.text(st.characters())), st.sampled_from([REMOVE, KEEP]))
+def test_normalizing_twice_changes_nothing_more(text, settings):
+    once, _ = normalize(text, settings)
+    assert normalize(once, settings) == (once, {})
+
+
+@given(khmer_like)
+def test_what_the_reference_package_leaves_equal_is_equal_here(text):
+    """pheasa implements the same specification; what it holds to be one spelling is one spelling here."""
+    pheasa = pytest.importorskip("pheasa")
+    reference = pheasa.normalize(text, zwsp="strip", fold_deprecated=True)
+    assert normalize(reference, REMOVE)[0] == normalize(text, REMOVE)[0]

@@ -1,0 +1,82 @@
+"""Recipes and catalogues: a mistake is told with its place, what was given and what is expected."""
+
+import pytest
+import yaml
+
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Writes the sample's recipe with changes, beside a catalogue; returns its path."""
+
+    def write(catalogue=None, **changes):
+        values = yaml.safe_load(SAMPLE_RECIPE.read_text())
+        values["catalogue"] = "sources.yaml"
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            if name:
+                values[section][name] = value
+            else:
+                values[section] = value
+        source = {"name": "news", "kind": "files", "license": "CC0", "settings": {"path": "*.txt"}}
+        (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"sources": catalogue or [source]}))
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_the_sample_is_whole():
+    recipe = Recipe.load(SAMPLE_RECIPE)
+    assert recipe.name == "sample"
+    assert len(recipe.sources) >= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pretraining__steps": -5}, r"pretraining.steps: Input should be greater than 0 \(given: -5\)"),
+        ({"pretraining__stepz": 5}, "pretraining.stepz: Extra inputs are not permitted"),
+        ({"pretraining__hidden_size": 250}, "hidden_size .250. must be a multiple of attention_heads"),
+        ({"mixture__weights": {"khm": 0.5, "eng": 0.4}}, "weights must sum to 1, they sum to 0.9"),
+        ({"compression__gguf": ["Q9"]}, "compression.gguf.0"),
+        ({"serving__port": 99999}, "serving.port"),
+        ({"name": "../up"}, "name"),
+        ({"pretraining__learning_rate": float("nan")}, "pretraining.learning_rate"),
+        ({"pretraining__learning_rate": float("inf")}, "pretraining.learning_rate"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told(recipe_file, changes, told):
+    with pytest.raises(RecipeError, match=told):
+        Recipe.load(recipe_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("catalogue", "told"),
+    [
+        ([{"name": "a", "kind": "oracle", "license": "CC0", "settings": {}}], "sources.0.kind"),
+        ([{"name": "A b", "kind": "files", "license": "CC0", "settings": {}}], "sources.0.name"),
+        ([{"name": "a", "kind": "files", "license": "CC0", "settings": {}}] * 2, "two sources are named 'a'"),
+        ("nothing", "expected a list of sources"),
+    ],
+)
+def test_a_mistake_in_a_catalogue_is_told(recipe_file, catalogue, told):
+    with pytest.raises(RecipeError, match=told):
+        _ = Recipe.load(recipe_file(catalogue=catalogue)).sources
+
+
+def test_a_missing_or_broken_file_is_told(tmp_path):
+    with pytest.raises(RecipeError, match="no such file"):
+        Recipe.load(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+        Recipe.load(tmp_path / "broken.yaml")
+
+
+def test_a_code_version_changes_with_what_is_read_and_with_nothing_else(recipe_file):
+    before, after = Recipe.load(SAMPLE_RECIPE), Recipe.load(recipe_file(pretraining__steps=901))
+    assert before.version(1, "tokenizer") == after.version(1, "tokenizer")
+    assert before.version(1, "pretraining") != after.version(1, "pretraining")
+    assert before.version(1, "tokenizer") != before.version(2, "tokenizer")

@@ -1,0 +1,83 @@
+"""A tiny random model with a real tokenizer, for tests that need a transformers folder but no quality."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from khmer_assets.tokenizer.train import train_bpe, wrap
+
+KHMER_TEXTS = (
+    "ខ្ញុំទៅផ្សារនៅពេលព្រឹក ហើយទិញត្រីនិងបន្លែសម្រាប់គ្រួសារ។",
+    "ថ្ងៃនេះមេឃភ្លៀងខ្លាំងណាស់ ដូច្នេះកុមារៗមិនអាចលេងនៅខាងក្រៅបានទេ។",
+    "គ្រូបង្រៀនសួរសិស្សថា តើ ១២ បូក ៧ ស្មើនឹងប៉ុន្មាន?",
+    "ភូមិរបស់ជីតាខ្ញុំស្ថិតនៅក្បែរទន្លេធំ មានដើមឈើច្រើន។",
+    "សៀវភៅ​នេះ​និយាយ​អំពី​ការ​ដាំ​ស្រូវ​នៅ​រដូវ​វស្សា។",
+    "នាងចូលចិត្តអានរឿងខ្លីៗ មុនពេលចូលគេងរាល់យប់។",
+)
+ENGLISH_TEXTS = (
+    "My sister rides a red bicycle to the library every Tuesday.",
+    "The kettle whistled twice before anyone noticed it was boiling.",
+    "Twelve plus seven makes nineteen, and nobody argued about it.",
+    "We've planted beans, carrots and 3 kinds of pepper behind the shed.",
+    "A small boat drifted past the bridge while the sun went down.",
+    "Please write your name, the date and the page number at the top.",
+)
+
+
+def save_tiny_model(
+    folder: Path,
+    texts: Iterable[str] = (*KHMER_TEXTS, *ENGLISH_TEXTS),
+    architecture: Literal["qwen3", "qwen2", "llama", "gpt2"] = "qwen3",
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """Save a random two-layer model and a byte-level BPE of `texts` to `folder`; `settings` go to its config."""
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+
+    tokenizer = wrap(train_bpe(texts, 512))
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if architecture == "gpt2":
+        config: Any = GPT2Config(n_embd=256, n_layer=2, n_head=4, n_positions=256, **{**common, **settings})
+    else:
+        kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+        sizes: dict[str, Any] = {
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "max_position_embeddings": 256,
+        }
+        config = kinds[architecture](**{**sizes, **common, **settings})
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_mixture(folder: Path) -> Path:
+    """Save a training mixture of the texts above, with the columns that the corpus stage writes."""
+    import polars as pl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [("khm", text) for text in KHMER_TEXTS] + [("eng", text) for text in ENGLISH_TEXTS]
+    pl.DataFrame(
+        {
+            "id": [str(number) for number in range(len(rows))],
+            "source": "written",
+            "language": [language for language, _ in rows],
+            "text": [text for _, text in rows],
+            "content_hash": [f"{number:016x}" for number in range(len(rows))],
+            "split": ["validation" if number % 6 == 5 else "train" for number in range(len(rows))],
+            "copies": 1,
+        }
+    ).write_parquet(folder / "data.parquet")
+    return folder
