@@ -129,6 +129,7 @@ def _execute(
     job = defs.resolve_implicit_job_def_def_for_assets([key])
     assert job is not None, f"no job holds {key}"
     return job.execute_in_process(
+        run_config={"loggers": {name: {} for name in job.loggers}},  # else Dagster prints every event of its own
         instance=instance,
         partition_key=partition,
         asset_selection=[key],

@@ -112,6 +112,7 @@ def start_servers() -> None:
                 *local,
                 str(mlflow_port),
             ],
+            env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes for what is not used here
             cwd=home(),
         )
 

@@ -49,31 +49,50 @@ class BackgroundProcess:
         return self._process() is not None
 
     def stop(self, seconds: float = 20) -> bool:
-        """End the process and all that it started; True if there was one. What does not end in time is killed."""
-        process = self._process()
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            for member in family:
-                _signal(member, signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=seconds)
-            for member in alive:
-                _signal(member, signal.SIGKILL)
-            psutil.wait_procs(alive, timeout=5)
+        """End the process and all of its session; True if there was one. What does not end in time is killed.
+
+        What it started is ended also when the process itself was killed and left it behind.
+        """
+        identity = self._read_identity()
+        family = _session(*identity) if identity else []
+        for member in family:
+            _signal(member, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=seconds)
+        for member in alive:
+            _signal(member, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=5)
         self._identity.unlink(missing_ok=True)
-        return process is not None
+        return bool(family)
 
     def end_of_log(self, lines: int = 30) -> str:
         """The last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
     def _process(self) -> psutil.Process | None:
+        identity = self._read_identity()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if identity is not None:
+                process = psutil.Process(identity[0])
+                if process.create_time() == identity[1] and process.status() != psutil.STATUS_ZOMBIE:
+                    return process
+        return None
+
+    def _read_identity(self) -> tuple[int, float] | None:
         try:
             identity = json.loads(self._identity.read_text())
-            process = psutil.Process(identity["pid"])
-            same = process.create_time() == identity["started"] and process.status() != psutil.STATUS_ZOMBIE
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, psutil.NoSuchProcess):
+            return int(identity["pid"]), float(identity["started"])
+        except FileNotFoundError:
             return None
-        return process if same else None
+
+
+def _session(leader: int, started: float) -> list[psutil.Process]:
+    """The processes of the session that `leader` opened at `started` (seconds since the epoch)."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.create_time() >= started:
+                members.append(process)
+    return members
 
 
 def require_free_port(port: int, purpose: str, remedy: str) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lancedb.db import DBConnection
 
 
-class VectorIndex(dg.ConfigurableResource):  # type: ignore[type-arg]
+class VectorIndex(dg.ConfigurableResource):
     """A LanceDB database in the folder, or at the address, `path`."""
 
     path: str

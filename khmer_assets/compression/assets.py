@@ -84,7 +84,7 @@ def compression_assets(recipe: Recipe) -> list[Any]:
         figures = json.loads((awq_model / awq.FIGURES).read_text())
         return dg.AssetCheckResult(passed=figures["linear_bytes_ratio"] <= MAX_AWQ_RATIO, metadata=figures)
 
-    @dg.asset_check(asset="gguf_model", blocking=True)
+    @dg.asset_check(asset="gguf_model", partitions_def=quantizations, blocking=True)
     def gguf_reads_text_alike(gguf_model: Path) -> dg.AssetCheckResult:
         """llama.cpp gives the token ids of transformers for each text."""
         figures = json.loads((gguf_model / gguf.FIGURES).read_text())

@@ -5,6 +5,7 @@ The float16 file and the importance matrix are written here; the quantization it
 
 import ctypes
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,8 @@ def quantize(
     import llama_cpp
     import numpy as np
 
+    # its log cuts tokens within a character, which the binding then fails to print
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = os.cpu_count() or 1
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}")

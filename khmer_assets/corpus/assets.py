@@ -47,7 +47,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
 
     @dg.asset(**corpus, partitions_def=partitions, deps=["source_files"], code_version="1")
     def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[dg.Output[pl.LazyFrame]]:
-        """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside with a reason."""
+        """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside."""
         try:
             documents = sources.read(recipe.sources[context.partition_key], base)
         except (sources.SourceError, RecipeError) as error:
@@ -63,7 +63,8 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
             by_rule = sum(map(Counter, counts), Counter())
             table = pl.DataFrame(by_rule.most_common(), schema={"rule": pl.String, "changes": pl.Int64}, orient="row")
             yield dg.Output(
-                rows, metadata={"changes": by_rule.total(), "changes_by_rule": dg.MetadataValue.md(markdown_table(table))}
+                rows,
+                metadata={"changes": by_rule.total(), "changes_by_rule": dg.MetadataValue.md(markdown_table(table))},
             )
 
     @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(1, "filters"))
@@ -150,7 +151,9 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         shares = _language_shares(training_mixture)
         off = max(abs(shares.get(language, 0.0) - weight) for language, weight in recipe.mixture.weights.items())
         return dg.AssetCheckResult(
-            passed=off <= WEIGHT_TOLERANCE, severity=dg.AssetCheckSeverity.WARN, metadata={"largest_difference": off, **shares}
+            passed=off <= WEIGHT_TOLERANCE,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"largest_difference": off, **shares},
         )
 
     return [

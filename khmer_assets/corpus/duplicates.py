@@ -6,7 +6,7 @@ those that stay already, and stays itself when it is like none of them. A chain 
 last unlike the first, therefore leaves every document that no kept one stands for.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -50,9 +50,9 @@ def find_duplicates(
     everything = pl.concat(
         [frame.select(columns).with_columns(_place=pl.lit(place)) for place, frame in enumerate(documents.values())]
     )
-    ordered = everything.sort(
-        pl.col("text").str.len_chars(), "_place", "id", descending=[True, False, False]
-    ).collect(engine="streaming")
+    ordered = everything.sort(pl.col("text").str.len_chars(), "_place", "id", descending=[True, False, False]).collect(
+        engine="streaming"
+    )
     contents = ordered.unique("content_hash", keep="first", maintain_order=True)
     verdicts = _kept_contents(contents, settings, vectors)
     kept = contents.select(kept_hash="content_hash", kept_id="id")
@@ -69,12 +69,14 @@ def find_duplicates(
             measure=pl.when(duplicate_rule="exact_duplicate").then(1.0).otherwise("measure"),
         )
     )
-    sentence = pl.when(duplicate_rule="exact_duplicate").then(pl.format("has the same text as {}, which stays", "kept_id"))
+    sentence: Any = pl.when(duplicate_rule="exact_duplicate").then(
+        pl.format("has the same text as {}, which stays", "kept_id")
+    )
     for rule, measure in (("near_duplicate", "Jaccard similarity"), ("semantic_duplicate", "cosine")):
         sentence = sentence.when(duplicate_rule=rule).then(
             pl.format(f"{measure} {{}} to {{}}, which stays", pl.col("measure").round(3), "kept_id")
         )
-    return index.with_columns(reason=sentence).sort("_place", "id").select(*INDEX).cast(dict(INDEX)).lazy()
+    return index.with_columns(reason=sentence).sort("_place", "id").select(*INDEX).match_to_schema(INDEX).lazy()
 
 
 def remove_duplicates(documents: pl.LazyFrame, index: pl.LazyFrame) -> pl.LazyFrame:

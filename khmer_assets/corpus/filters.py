@@ -35,7 +35,7 @@ def filter_documents(documents: pl.LazyFrame, settings: Filters) -> pl.LazyFrame
     |---|---|---|
     | too_short, too_long | characters | below, above the limit |
     | language | score of the identified language | it is not among the recipe's languages |
-    | language_score | the same: Khmer's share of the letters, else the probability given by fastText | below the limit |
+    | language_score | the same: Khmer's share of the letters, else fastText's probability | below the limit |
     | symbols | share of what is neither letter, mark, digit nor space | above the limit |
     | duplicate_lines | share of the lines that repeat an earlier one | above the limit |
     | duplicate_ngrams | share of the runs of 20 characters that repeat an earlier one | above the limit |
@@ -68,7 +68,12 @@ def filter_documents(documents: pl.LazyFrame, settings: Filters) -> pl.LazyFrame
             ~pl.col("language").is_in(settings.languages).fill_null(False),
             pl.format(f"the language looks like {{}}, wanted is {' or '.join(settings.languages)}", "_language"),
         ),
-        _below("language_score", "_score", settings.min_language_score, "the language is known at {}, at least {} is wanted"),
+        _below(
+            "language_score",
+            "_score",
+            settings.min_language_score,
+            "the language is known at {}, at least {} is wanted",
+        ),
         _above("symbols", "_symbols", settings.max_symbol_ratio, "{} of the text are symbols, at most {} are allowed"),
         _above(
             "duplicate_lines", "_lines", settings.max_duplicate_line_ratio, "{} of the lines repeat, at most {} may"

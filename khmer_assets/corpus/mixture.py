@@ -1,4 +1,4 @@
-"""The training mixture: which documents train and which are held out, and how often the scarcer language is repeated."""
+"""The training mixture: which documents train, which are held out, and how often the scarcer language is repeated."""
 
 import hashlib
 
@@ -60,13 +60,12 @@ def repeats_by_language(characters: dict[str, int], settings: Mixture) -> dict[s
     >>> repeats_by_language({"khm": 100, "eng": 200}, Mixture(weights={"khm": 0.6, "eng": 0.4}, validation_ratio=0.1))
     {'khm': 3.0, 'eng': 1.0}
     """
+    weights = {str(language): weight for language, weight in settings.weights.items()}
     have = {language: count for language, count in characters.items() if count}
     if not have:
         return {}
-    total = max(count / settings.weights[language] for language, count in have.items())
-    return {
-        language: min(total * settings.weights[language] / count, MAX_COPIES) for language, count in have.items()
-    }
+    total = max(count / weights[language] for language, count in have.items())
+    return {language: min(total * weights[language] / count, MAX_COPIES) for language, count in have.items()}
 
 
 def _fraction(place: int, seed: int) -> pl.Expr:

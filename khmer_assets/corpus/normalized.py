@@ -12,9 +12,7 @@ from khmer_assets.recipe import Normalization
 _NORMALIZED = pl.Struct({"title": pl.String, "text": pl.String, "content_hash": pl.String})
 
 
-def normalize_documents(
-    documents: pl.LazyFrame, settings: Normalization, counts: list[dict[str, int]]
-) -> pl.LazyFrame:
+def normalize_documents(documents: pl.LazyFrame, settings: Normalization, counts: list[dict[str, int]]) -> pl.LazyFrame:
     """`documents` with canonical title and text, a new content hash, and rule, measure and reason.
 
     A document of which nothing is left is set aside (empty_after_normalization). When the frame is computed, every
@@ -36,14 +34,18 @@ def normalize_documents(
     empty = pl.col("text").str.strip_chars() == ""
     return (
         documents.with_columns(
-            pl.struct("title", "text").map_batches(normalized, return_dtype=_NORMALIZED, is_elementwise=True).alias("_new")
+            pl.struct("title", "text")
+            .map_batches(normalized, return_dtype=_NORMALIZED, is_elementwise=True)
+            .alias("_new")
         )
         .drop("title", "text", "content_hash")
         .unnest("_new")
         .with_columns(
             rule=pl.when(empty).then(pl.lit("empty_after_normalization")),
             measure=pl.lit(None, dtype=pl.Float64),
-            reason=pl.when(empty).then(pl.lit("nothing is left but spaces when characters that nobody sees are removed")),
+            reason=pl.when(empty).then(
+                pl.lit("nothing is left but spaces when characters that nobody sees are removed")
+            ),
         )
         .select(columns)
     )

@@ -34,7 +34,7 @@ INDEX_FROM = 20_000
 
 @cache
 def embedder(name: str) -> Embedder:
-    """A function from n texts to an array of n rows, each of length 1 (or 0 for an empty text)."""
+    """A function from n texts to an array of n rows, each of length 1, or 0 for a text too short to tell."""
     if name == HASHING:
         from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -56,7 +56,7 @@ def embedder(name: str) -> Embedder:
 
 
 def embed_documents(texts: list[str], settings: Deduplication) -> NDArray[np.float32]:
-    """A vector of length 1 for each text: the mean of its chunks' vectors, normalized."""
+    """A row for each text: the mean of its chunks' vectors, normalized to length 1 (0 for a text too short to tell)."""
     size = settings.chunk_characters
     chunks = [[text[start : start + size] for start in range(0, len(text), size)] or [""] for text in texts]
     vectors = embedder(settings.embedder)([chunk for document in chunks for chunk in document])
@@ -73,14 +73,18 @@ def update_table(connection: "DBConnection", documents: pl.DataFrame, settings: 
     (characters), language, vector. Only contents that the table did not hold are embedded, and are written as they
     come, so that a stopped run goes on where it was.
     """
-    name = f"documents_{digest_of([settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]}"
+    name = (
+        f"documents_{digest_of([settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]}"
+    )
     table = connection.open_table(name) if name in connection.list_tables().tables else None
     held = _hashes(table) if table is not None else set()
     gone = sorted(held.difference(documents["content_hash"]))
     new = documents.filter(~pl.col("content_hash").is_in(list(held))).sort(pl.col("text").str.len_chars())
-    for batch in (gone[start : start + 500] for start in range(0, len(gone), 500)):
+    for start in range(0, len(gone), 500):
         assert table is not None  # it held them
-        table.delete("content_hash IN ({})".format(", ".join(f"'{content_hash}'" for content_hash in batch)))
+        table.delete(
+            "content_hash IN ({})".format(", ".join(f"'{content_hash}'" for content_hash in gone[start : start + 500]))
+        )
     for batch in new.iter_slices(DOCUMENTS_AT_ONCE):
         vectors = embed_documents(batch["text"].to_list(), settings)
         rows = batch.select(
@@ -117,12 +121,17 @@ def neighbors(table: "Table", settings: Deduplication) -> pl.DataFrame:
         search = table.search(list(batch["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
         search = search.bypass_vector_index() if exact else search.ef(settings.hnsw_ef)
         nearest = pl.DataFrame(search.select(["content_hash", "_distance"]).limit(NEIGHBORS + 1).to_arrow())
+        if "query_index" not in nearest.columns:  # LanceDB leaves it out for a single query
+            nearest = nearest.with_columns(query_index=pl.lit(0))
         found.append(
             nearest.select(
                 batch["content_hash"].gather(nearest["query_index"]),
                 pl.col("content_hash").alias("neighbor"),
                 (1 - pl.col("_distance")).cast(pl.Float64).alias("cosine"),
-            ).filter(pl.col("content_hash") != pl.col("neighbor"), pl.col("cosine") >= settings.semantic_cosine)
+            ).filter(
+                pl.col("content_hash") != pl.col("neighbor"),
+                pl.col("cosine").fill_nan(None) >= settings.semantic_cosine,
+            )
         )
     return pl.concat(found).sort("content_hash", "cosine", "neighbor", descending=[False, True, False])
 

@@ -37,7 +37,7 @@ class Flags(Protocol):
 
     @property
     def zero_width_space(self) -> str:
-        """"remove" or "keep"."""
+        """ "remove" or "keep"."""
 
     @property
     def fold_deprecated(self) -> bool:
@@ -88,7 +88,9 @@ def _span(first: int, last: int) -> list[str]:
 
 
 @lru_cache
-def _replacements(remove_zero_width_space: bool, fold_deprecated: bool) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
+def _replacements(
+    remove_zero_width_space: bool, fold_deprecated: bool
+) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
     """A pattern of the characters that do not stay, and the rule and replacement of each."""
     table: dict[str, tuple[str, str]] = {}
 
@@ -97,9 +99,7 @@ def _replacements(remove_zero_width_space: bool, fold_deprecated: bool) -> tuple
 
     rule("lone_surrogate", _span(0xD800, 0xDFFF), "\ufffd")
     rule("line_ending", list("\r\v\f\x85\u2028\u2029"), "\n")
-    table |= {"\t": ("", "\t"), "\n": ("", "\n")}
-    rule("control_character", _span(0x00, 0x1F) + _span(0x7F, 0x9F))
-    del table["\t"], table["\n"]
+    rule("control_character", _span(0x00, 0x08) + _span(0x0E, 0x1F) + _span(0x7F, 0x9F))  # tab and LF stay
     rule("byte_order_mark", ["\ufeff"])
     rule(
         "invisible_character",
@@ -156,7 +156,9 @@ _E_AND_AA = re.compile("\u17c1([\u17bb-\u17bd]?)\u17b6")
 _U = re.compile(f"({_BASE}\u17cc?(?:\u17d2{_BASE})*)([\u17be\u17c1-\u17c5]?)\u17bb(.*)", re.DOTALL)
 _UNDER_ABOVE = re.compile("[\u17b7-\u17ba]|\u17b6\u17c6")
 # Consonants that muusikatoan raises; all other consonants are lowered by triisap. A syllable with BA takes muusikatoan.
-_RAISED = frozenset("\u1784\u1789\u178e\u1793\u1794\u1798\u1799\u179a\u179b\u179c\u179d\u17a1") | set(_span(0x17A5, 0x17B3))
+_RAISED = frozenset("\u1784\u1789\u178e\u1793\u1794\u1798\u1799\u179a\u179b\u179c\u179d\u17a1") | set(
+    _span(0x17A5, 0x17B3)
+)
 _BA, _MUUSIKATOAN, _TRIISAP = "\u1794", "\u17c9", "\u17ca"
 
 

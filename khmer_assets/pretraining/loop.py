@@ -19,7 +19,7 @@ from khmer_assets.pretraining.muon import Muon
 from resources.payload import PayloadRun, Refusal
 
 GRADIENT_CLIP = 1.0
-MATRIX_RATE = 5.0
+MATRIX_RATE = 2.0
 REPORT_SECONDS = 5.0
 
 

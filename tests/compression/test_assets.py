@@ -1,4 +1,7 @@
-"""The compression assets and their checks, run by Dagster on a tiny model."""
+"""The compression assets and their checks, run by Dagster on a tiny model.
+
+Pruning and AWQ take long even on a tiny model; their payloads have tests of their own.
+"""
 
 import json
 from pathlib import Path
@@ -59,7 +62,7 @@ def test_a_check_passes_on_good_figures_only(tmp_path, name, file, good, bad):
 
 
 @pytest.mark.slow
-def test_a_merged_model_is_pruned_quantized_exported_and_bundled(model, mixture, tmp_path):
+def test_a_merged_model_is_exported_and_bundled(model, mixture, tmp_path):
     def upstream(name: str, folder: Path) -> dg.AssetsDefinition:
         @dg.asset(name=name, io_manager_key="copies")
         def given() -> Path:
@@ -75,20 +78,15 @@ def test_a_merged_model_is_pruned_quantized_exported_and_bundled(model, mixture,
             return {"merged_model": model, "training_mixture": mixture}[context.asset_key.to_python_identifier()]
 
     assets = [upstream("merged_model", model), upstream("training_mixture", mixture), *compression_assets(recipe())]
-    resources = {
-        "compute": Compute(home=str(tmp_path)),
-        "folders": FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache")),
-        "copies": Given(),
-    }
+    folders = FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
+    resources = {"compute": Compute(home=str(tmp_path)), "folders": folders, "copies": Given()}
     # partitioned and unpartitioned assets cannot be in one run
-    gguf = dg.AssetSelection.assets("gguf_model")
-    others = dg.AssetSelection.groups("compression") - gguf
     results = [
-        dg.materialize(assets, selection=gguf, partition_key="Q8_0", resources=resources),
-        dg.materialize(assets, selection=others, resources=resources),
+        dg.materialize(assets, selection="gguf_model", partition_key="Q8_0", resources=resources),
+        dg.materialize(assets, selection="release_bundle", resources=resources),
     ]
 
-    passed = {check.check_name for r in results for check in r.get_asset_check_evaluations() if check.passed}
-    assert passed == set(checks())
-    assert (results[0].asset_value("gguf_model") / "Q8_0.gguf").exists()
-    assert (results[1].asset_value("release_bundle") / "sample-merged.tar.zst").exists()
+    passed = [check.check_name for r in results for check in r.get_asset_check_evaluations() if check.passed]
+    assert passed == ["gguf_reads_text_alike", "bundle_is_bit_identical"]
+    assert (folders.store.current("gguf_model", "Q8_0") / "Q8_0.gguf").exists()
+    assert (folders.store.current("release_bundle") / "sample-merged.tar.zst").exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from khmer_assets.corpus.documents import ALL_COLUMNS, DOCUMENT, content_hash
+from khmer_assets.corpus.documents import ALL_COLUMNS, content_hash
 from khmer_assets.recipe import Source
 
 Row = dict[str, str | None]

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, field_validator
 from upath import UPath
@@ -77,7 +77,7 @@ def fingerprint(source: Source, base: Path) -> str:
     contents = []
     for file in _find(source, _settings(source), base):
         with file.open("rb") as stream:
-            contents.append([file.name, hashlib.file_digest(stream, "sha256").hexdigest()])
+            contents.append([file.name, hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()])
     return digest_of({"entry": source.model_dump(mode="json"), "files": contents})
 
 
@@ -257,9 +257,7 @@ def _read_json_lines(stream: io.TextIOWrapper, name: str, settings: FilesSetting
                 yield _set_aside("malformed_row", place, f"expected a JSON object, found {found}", line)
 
 
-def _read_table(
-    stream: io.TextIOWrapper, name: str, settings: FilesSettings, delimiter: str
-) -> Iterator[Row]:
+def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_DOCUMENT_BYTES)
     raw: list[str] = []  # the lines of the row that is being read
     number = 0

@@ -1,0 +1,145 @@
+"""The corpus stage as a graph, from files to the mixture, over three small sources of which one has no files."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+
+from khmer_assets.corpus.assets import corpus_assets
+from khmer_assets.recipe import Recipe
+from resources.storage import FramesIOManager, Store
+from resources.vector_index import VectorIndex
+
+CORPUS = ["raw_corpus", "normalized_corpus", "filtered_corpus"]
+
+
+class Graph:
+    """The stage's assets with a store in a folder of their own."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        parts = corpus_assets(recipe)
+        checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
+        self.store = Store(str(folder / "store"), folder / "cache")
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.definitions = dg.Definitions(
+            assets=[part for part in parts if part not in checks],
+            asset_checks=checks,
+            resources={
+                "frames": FramesIOManager(root=str(folder / "store"), cache=str(folder / "cache")),
+                "vector_index": VectorIndex(path=str(folder / "vectors")),
+            },
+        )
+
+    def run(self, asset: str, partition: str | None = None) -> dg.ExecuteInProcessResult:
+        key = dg.AssetKey(asset)
+        job = self.definitions.resolve_implicit_job_def_def_for_assets([key])
+        assert job is not None
+        return job.execute_in_process(
+            instance=self.instance, partition_key=partition, asset_selection=[key], raise_on_error=False
+        )
+
+    def kept(self, asset: str, partition: str | None = None) -> pl.DataFrame:
+        return pl.read_parquet(self.store.current(asset, partition) / "data.parquet")
+
+    def removed(self, asset: str, partition: str | None = None) -> pl.DataFrame:
+        return pl.read_parquet(self.store.current(asset, partition) / "removed.parquet")
+
+
+@pytest.fixture(scope="module")
+def graph(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    khmer = [f"នៅថ្ងៃទី {number} ក្មេងៗ\u200bទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី {number * 7} ក្បាល។" for number in range(90)]
+    english = [f"On day {number} the children went to the river and caught {number * 7} fish." for number in range(90)]
+    (folder / "pages.jsonl").write_text(
+        "\n".join(json.dumps({"km": k, "en": e}) for k, e in zip(khmer, english, strict=True))
+    )
+    (folder / "lines.txt").write_text("\n".join([khmer[3], "ខ្លី", "ម្តាយធ្វើម្ហូបនៅផ្ទះបាយតាំងពីព្រឹក។"]))
+    entries = [
+        {"name": "pages", "settings": {"path": "pages.jsonl", "text": ["km", "en"]}},
+        {"name": "lines", "settings": {"path": "lines.txt", "split": "line"}},
+        {"name": "gone", "settings": {"path": "gone/*.txt"}},
+    ]
+    catalogue = folder / "sources.yaml"
+    catalogue.write_text(
+        yaml.safe_dump({"sources": [{"kind": "files", "license": "CC0-1.0", **entry} for entry in entries]})
+    )
+    mixture = recipe.mixture.model_copy(update={"validation_ratio": 0.2})
+    deduplication = recipe.deduplication.model_copy(update={"jaccard": 0.95})
+    return Graph(
+        recipe.model_copy(update={"catalogue": catalogue, "mixture": mixture, "deduplication": deduplication}), folder
+    )
+
+
+@pytest.fixture(scope="module")
+def results(graph):
+    runs = [graph.run(asset, source) for source in ("pages", "lines") for asset in CORPUS]
+    runs.append(graph.run("dedup_index"))
+    runs += [graph.run("deduplicated_corpus", source) for source in ("pages", "lines")]
+    runs.append(graph.run("training_mixture"))
+    return runs
+
+
+def test_every_asset_materializes_and_passes_its_checks(results):
+    assert all(result.success for result in results)
+    checks = [check for result in results for check in result.get_asset_check_evaluations()]
+    assert {check.check_name for check in checks} == {
+        "no_row_is_lost",
+        "text_is_canonical",
+        "no_text_in_both_splits",
+        "weighted_languages_are_present",
+        "shares_follow_weights",
+    }
+    assert [check.check_name for check in checks if not check.passed] == []
+
+
+def test_rows_set_aside_say_why(graph, results):
+    assert graph.removed("filtered_corpus", "lines").select("rule", "text").rows() == [("too_short", "ខ្លី")]
+    (copy,) = graph.removed("deduplicated_corpus", "lines").iter_rows(named=True)
+    assert copy["rule"] == "exact_duplicate"
+    assert "pages:" in copy["reason"]
+
+
+def test_word_marks_are_gone_and_the_language_is_known(graph, results):
+    pages = graph.kept("filtered_corpus", "pages")
+    assert not pages["text"].str.contains("\u200b").any()
+    assert dict(pages.group_by("language").len().iter_rows()) == {"khm": 90, "eng": 90}
+
+
+def test_the_mixture_holds_what_all_sources_kept(graph, results):
+    kept = sum(graph.kept("deduplicated_corpus", source).height for source in ("pages", "lines"))
+    assert graph.kept("training_mixture").height == kept == 181
+
+
+def test_sources_are_observed_each_for_itself(graph):
+    result = graph.run("source_files")
+    versions = {
+        event.event_specific_data.asset_observation.partition: event.event_specific_data.asset_observation.tags[
+            "dagster/data_version"
+        ]
+        for event in result.all_events
+        if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION
+    }
+    assert versions["gone"] == "missing"
+    assert len(versions["pages"]) == len(versions["lines"]) == 64
+
+
+def test_a_source_without_files_fails_with_what_to_do(graph):
+    result = graph.run("raw_corpus", "gone")
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "put the files there" in failure.user_failure_data.description
+
+
+def test_a_source_that_leaves_the_catalogue_makes_what_is_made_of_all_sources_stale(recipe, tmp_path):
+    entries = yaml.safe_load(recipe.catalogue.read_text())["sources"]
+    versions = []
+    for number in (len(entries), len(entries) - 1):
+        catalogue = tmp_path / f"{number}.yaml"
+        catalogue.write_text(yaml.safe_dump({"sources": entries[:number]}))
+        parts = corpus_assets(recipe.model_copy(update={"catalogue": catalogue}))
+        assets = {part.key.to_user_string(): part for part in parts if type(part) is dg.AssetsDefinition}
+        versions.append({name: asset.code_versions_by_key[asset.key] for name, asset in assets.items()})
+    changed = {name for name in versions[0] if versions[0][name] != versions[1][name]}
+    assert changed == {"dedup_index", "training_mixture"}

@@ -1,0 +1,56 @@
+"""The mixture follows the weights, and a text is trained on or held out, never both."""
+
+import polars as pl
+import pytest
+
+from khmer_assets.corpus.mixture import MAX_COPIES, MIXTURE, mix, repeats_by_language
+from tests.corpus.conftest import documents
+
+KHMER = documents("km", [f"ភូមិទី {number} មានផ្សារ" for number in range(600)], "khm")
+ENGLISH = documents("en", [f"Village number {number} has a market by the river" for number in range(600)], "eng")
+
+
+def shares(mixture: pl.DataFrame) -> dict[str, float]:
+    used = (
+        mixture.filter(split="train")
+        .group_by("language")
+        .agg((pl.col("text").str.len_chars() * pl.col("copies")).sum())
+    )
+    return {language: count / used["text"].sum() for language, count in used.iter_rows()}
+
+
+def test_characters_follow_the_weights_by_repeating_the_scarcer_language(recipe):
+    mixture = mix({"km": KHMER, "en": ENGLISH}, recipe.mixture, 1).collect()
+    assert mixture.schema == MIXTURE
+    assert shares(mixture)["khm"] == pytest.approx(0.6, abs=0.02)
+    assert mixture.filter(language="eng")["copies"].unique().to_list() == [1]
+    assert mixture.filter(split="validation")["copies"].unique().to_list() == [1]
+    assert mixture.height == 1200
+
+
+def test_repeats_are_capped(recipe):
+    assert repeats_by_language({"khm": 1, "eng": 1000}, recipe.mixture) == {"khm": MAX_COPIES, "eng": 1.0}
+
+
+def test_one_language_alone_is_not_repeated(recipe):
+    assert repeats_by_language({"khm": 5}, recipe.mixture) == {"khm": 1.0}
+
+
+def test_a_text_stays_in_its_split_when_documents_come_and_go(recipe):
+    alone = mix({"km": KHMER}, recipe.mixture, 1).collect()
+    both = mix({"en": ENGLISH, "km": KHMER}, recipe.mixture, 1).collect().filter(source="km")
+    assert dict(alone.select("id", "split").iter_rows()) == dict(both.select("id", "split").iter_rows())
+
+
+def test_about_the_asked_share_is_held_out_and_the_seed_chooses_it(recipe):
+    settings = recipe.mixture.model_copy(update={"validation_ratio": 0.2})
+    first, second = (mix({"km": KHMER}, settings, seed).collect() for seed in (1, 2))
+    held_out = [set(mixture.filter(split="validation")["id"]) for mixture in (first, second)]
+    assert all(80 <= len(ids) <= 160 for ids in held_out)
+    assert held_out[0] != held_out[1]
+    assert first["id"].to_list() != second["id"].to_list()
+    assert first.equals(mix({"km": KHMER}, settings, 1).collect())
+
+
+def test_a_language_without_a_weight_is_left_out(recipe):
+    assert mix({"x": documents("x", ["Une phrase."], None)}, recipe.mixture, 1).collect().is_empty()
