@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from resources.vector_index import VectorIndex
 
 from jobs.schedules import all_schedules
 from jobs.stages import deploy_job, stage_jobs
@@ -27,6 +26,7 @@ from resources.home import home
 from resources.model_server import ModelServer
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
+from resources.vector_index import VectorIndex
 from sensors.redeploy import redeploy_sensor
 
 

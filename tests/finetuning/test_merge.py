@@ -74,6 +74,4 @@ def test_texts_without_a_held_out_one_are_refused(base, adapter, mixture, tmp_pa
     train = pl.read_parquet(mixture / "data.parquet").filter(pl.col("split") == "train")
     train.write_parquet(tmp_path / "mixture" / "data.parquet")
     with pytest.raises(Refusal, match="validation"):
-        merge.main(
-            merge.Spec(base=base, adapter=adapter, texts=tmp_path / "mixture", samples=1), PayloadRun(tmp_path)
-        )
+        merge.main(merge.Spec(base=base, adapter=adapter, texts=tmp_path / "mixture", samples=1), PayloadRun(tmp_path))

@@ -1,6 +1,7 @@
 """Only what is missing or stale is materialized, a failure holds back only what needs it, and dead runs are closed."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -57,7 +58,7 @@ class Factory:
             return mixed.head(1)
 
         storage = FramesIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        assets = [source_files, raw, clean, mixed, model]
+        assets: list[Any] = [source_files, raw, clean, mixed, model]
         return dg.Definitions(assets=assets, asset_checks=[enough_text], resources={"frames": storage})
 
     def run(self, instance: dg.DagsterInstance):

@@ -1,6 +1,7 @@
 """Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,16 +68,18 @@ def test_a_stopped_run_goes_on_to_the_same_losses(settings, tokenizer, tmp_path)
 
 
 def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
-    class Broken(torch.nn.Linear):
-        def forward(self, input_ids, labels, use_cache):
-            from types import SimpleNamespace
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 2))
 
+        def forward(self, input_ids, labels, use_cache):
             return SimpleNamespace(loss=self.weight.sum() * float("nan"))
 
     with pytest.raises(Refusal, match="lower learning_rate"):
         ids = torch.zeros((1, 2), dtype=torch.long)
         train(
-            Broken(2, 2),
+            Broken(),
             lambda step: {"input_ids": ids, "labels": ids},
             Schedule(0.1, 0.1, 0.1, 5, 5, "float32"),
             PayloadRun(tmp_path),

@@ -30,7 +30,9 @@ def count(home: Path, spec: counting_payload.Spec) -> dg.ExecuteInProcessResult:
 
 
 def failure_of(result: dg.ExecuteInProcessResult) -> str:
-    return str(result.failure_data_for_node("counted").user_failure_data.description)
+    data = result.failure_data_for_node("counted")
+    assert data is not None and data.user_failure_data is not None
+    return str(data.user_failure_data.description)
 
 
 def test_figures_become_metadata_and_the_output_becomes_the_artifact(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+SLEEP = "import time; time.sleep(60)"
+PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
 
 
 def started(folder) -> tuple[BackgroundProcess, psutil.Process, psutil.Process]:
@@ -17,6 +18,7 @@ def started(folder) -> tuple[BackgroundProcess, psutil.Process, psutil.Process]:
     background = BackgroundProcess(folder, "sleeper")
     background.start([sys.executable, "-c", PARENT])
     process = background._process()
+    assert process is not None
     deadline = time.monotonic() + 20
     while not process.children() and time.monotonic() < deadline:
         time.sleep(0.02)

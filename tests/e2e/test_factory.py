@@ -1,0 +1,204 @@
+"""The way that the README goes, on real text: one command builds and serves everything, the next finds nothing to do.
+
+Five real sources where `../shared/data` is at hand, else the embedded sample. The recipe is the sample's with a
+shorter training, so the gates on quality are open; everything else is as a user gets it.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+import yaml
+
+from khmer_assets.pretraining import model as models
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from resources.home import PROJECT
+from resources.model_server import ModelServer
+from resources.storage import Store
+
+pytestmark = pytest.mark.slow
+
+DATA = PROJECT.parent / "shared" / "data"
+REAL_SOURCES: dict[str, dict[str, Any]] = {
+    "office_help": {"path": "office_help.jsonl", "text": ["km", "en"], "id": "id"},
+    "wikipedia_lines": {"path": "wikipedia_lines.jsonl", "id": "id"},
+    "spoken_prompts": {"path": "spoken_prompts.jsonl", "id": "id"},
+    "constitution": {"path": "constitution.md", "split": "paragraph"},
+    "udhr": {"path": "udhr.*.txt", "split": "line"},
+}
+LINES = 1_000
+PROMPTS = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Factory:
+    """A factory in a folder of its own, run by the command line."""
+
+    def __init__(self, folder: Path):
+        self.home = folder / "home"
+        self.sources = folder / "sources"
+        self.sources.mkdir()
+        recipe = yaml.safe_load(SAMPLE_RECIPE.read_text())
+        if DATA.is_dir():
+            for file in DATA.iterdir():
+                (self.sources / file.name).write_bytes(file.read_bytes())
+            recipe["catalogue"] = str(self.sources / "sources.yaml")
+            entries = [
+                {"name": name, "kind": "files", "license": "see its origin", "settings": settings}
+                for name, settings in REAL_SOURCES.items()
+            ]
+            (self.sources / "sources.yaml").write_text(yaml.safe_dump({"sources": entries}))
+        else:
+            recipe["catalogue"] = str(SAMPLE_RECIPE.parent / recipe["catalogue"])
+        recipe["name"] = "e2e"
+        recipe["pretraining"]["steps"] = 60
+        recipe["finetuning"]["epochs"] = 1
+        recipe["instructions"]["generated_chats"] = 1500
+        recipe["evaluation"]["max_documents"] = 40
+        recipe["release"] |= {"min_answer_accuracy": 0.0, "max_bits_per_character": 8.0}
+        recipe["serving"]["port"] = free_port()
+        self.recipe_file = folder / "recipe.yaml"
+        self.recipe_file.write_text(yaml.safe_dump(recipe, allow_unicode=True))
+        self.environment = {
+            **os.environ,
+            "KHMER_HOME": str(self.home),
+            "KHMER_RECIPE": str(self.recipe_file),
+            "KHMER_UI_PORT": str(free_port()),
+            "KHMER_MLFLOW_PORT": str(free_port()),
+        }
+        self.environment.pop("KHMER_STORE", None)
+        self.first_output = ""
+        self.server = ModelServer(home=str(self.home), port=recipe["serving"]["port"])
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "khmer_assets", *words],
+            cwd=PROJECT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def artifact(self, asset: str, partition: str | None = None) -> Path:
+        return Store(str(self.home / "store"), self.home / "cache").current(asset, partition)
+
+    def http(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.server.api_key()}"}
+        return httpx.Client(base_url=self.server.base_url, headers=headers, timeout=120, trust_env=False)
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory):
+    made = Factory(tmp_path_factory.mktemp("factory"))
+    try:
+        first = made.command("run")
+        print(first.stdout[-3000:], first.stderr[-3000:])
+        assert first.returncode == 0
+        made.first_output = first.stdout
+        yield made
+    finally:
+        made.command("stop")
+
+
+@pytest.fixture(scope="module")
+def real_lines(factory) -> list[str]:
+    """Lines of the corpus as it was collected, before any cleaning."""
+    texts = []
+    for source in Recipe.load(factory.recipe_file).sources:
+        texts += pl.read_parquet(factory.artifact("raw_corpus", source) / "data.parquet")["text"].to_list()
+    lines = dict.fromkeys(line for text in texts for line in text.split("\n") if line.strip())
+    step = max(1, len(lines) // LINES)
+    return list(lines)[::step][:LINES]
+
+
+def test_the_run_ends_with_an_answer_and_the_addresses(factory):
+    assert re.search(r"answer +\S", factory.first_output)
+    for expected in ("Dagster    http://127.0.0.1:", "MLflow     http://127.0.0.1:", "report.md"):
+        assert expected in factory.first_output
+
+
+def test_the_second_run_makes_nothing(factory):
+    again = factory.command("run")
+    assert re.search(r"^0 materialized, \d+ up to date", again.stdout, re.MULTILINE), again.stdout + again.stderr
+
+
+def test_the_server_wants_its_key_and_shows_the_release(factory):
+    with factory.http() as client:
+        names = {model["id"] for model in client.get("/models").json()["data"]}
+        assert client.get("/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert f"khmer-{factory.artifact('release').name[:12]}" in names
+
+
+def test_every_variant_is_in_the_report(factory):
+    report = json.loads((factory.artifact("benchmark_report") / "report.json").read_text())
+    assert set(report["variants"]) == {"merged", "pruned", "awq", "gguf Q4_K_M", "gguf Q5_K_M", "gguf Q8_0"}
+    for figures in report["variants"].values():
+        assert set(figures["bits_per_character"]) == {"khm", "eng"}
+
+
+def test_transformers_vllm_and_llama_cpp_read_the_same_tokens(factory, real_lines):
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(factory.artifact("tokenizer"))
+    expected = tokenizer(real_lines, add_special_tokens=False)["input_ids"]
+    file = next(factory.artifact("gguf_model", "Q8_0").glob("*.gguf"))
+    llama = Llama(str(file), vocab_only=True, verbose=False)
+    assert [llama.tokenize(line.encode(), add_bos=False, special=False) for line in real_lines] == expected
+    with factory.http() as client:
+        address = factory.server.base_url.removesuffix("/v1") + "/tokenize"
+        served = [
+            client.post(address, json={"model": "khmer", "prompt": line, "add_special_tokens": False}).json()["tokens"]
+            for line in real_lines
+        ]
+    assert served == expected
+
+
+def test_transformers_and_vllm_decode_alike(factory):
+    import torch
+    from transformers import AutoTokenizer
+
+    folder = factory.artifact("release") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = models.load_model(folder, torch.bfloat16).eval()
+    chats = pl.read_parquet(factory.artifact("chat_dataset") / "data.parquet").filter(split="test")
+    agreed = 0
+    with factory.http() as client:
+        for messages in chats["messages"].head(PROMPTS).to_list():
+            prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            with torch.inference_mode():
+                out = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
+            expected = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+            body = {"model": "khmer", "messages": messages[:-1], "max_tokens": 24, "temperature": 0}
+            answer = client.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+            agreed += answer == expected
+    assert agreed == PROMPTS
+
+
+def test_a_changed_source_makes_that_source_again_and_no_other(factory):
+    recipe = Recipe.load(factory.recipe_file)
+    if not DATA.is_dir():
+        pytest.skip("the embedded sample is not changed by tests")
+    with (factory.sources / "udhr.en.txt").open("a") as file:
+        file.write("\nA short line that nobody had written before this test.\n")
+    again = factory.command("run")
+    assert again.returncode == 0, again.stderr
+    made = set(re.findall(r"^\[ *\d+/\d+\] (.+)$", again.stdout, re.MULTILINE))
+    for stage in ("raw_corpus", "normalized_corpus", "filtered_corpus"):
+        assert {name for name in made if name.startswith(stage)} == {f"{stage} (udhr)"}
+    assert not {"chat_dataset"} & made
+    assert len(recipe.sources) == len(REAL_SOURCES)
