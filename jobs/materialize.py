@@ -15,6 +15,8 @@ import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from resources import checks
+
 PROCESS_TAG = "khmer/process"
 OBSERVED = "source_files"
 
@@ -42,7 +44,7 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
     if dg.AssetKey(OBSERVED) in graph.observable_asset_keys:
         _execute(defs, instance, dg.AssetKey(OBSERVED), None)
     keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
-    work = [(key, partition) for key in keys for partition in _partitions(graph, key)]
+    work = [(key, partition) for key in keys for partition in checks.partitions_of(graph, key)]
     blocked: dict[tuple[dg.AssetKey, str | None], str] = {}
     for number, (key, partition) in enumerate(work, 1):
         name = f"{key.to_user_string()} ({partition})" if partition else key.to_user_string()
@@ -57,7 +59,11 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
             say(f"[{number:2}/{len(work)}] {name}: held back, because {causes[0]}")
             continue
         status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance)).get_status(key, partition)
-        if status == StaleStatus.FRESH:
+        unjudged = any(  # a run that was killed between an asset and its checks
+            (checks.unmet(instance, check, partition) or "").endswith(checks.NOT_RUN)
+            for check in checks.blocking_checks(graph, key)
+        )
+        if status == StaleStatus.FRESH and not unjudged:
             summary.fresh += 1
         else:
             say(f"[{number:2}/{len(work)}] {name}")
@@ -71,23 +77,12 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
                 blocked[key, partition] = f"{name} failed"
                 say(f"        failed: {summary.failed[name]}")
                 continue
-        for check in failed_blocking_checks(instance, graph, key):
-            blocked[key, partition] = f"{name} does not pass its check {check!r}"
-            summary.failed.setdefault(name, f"the check {check!r} did not pass")
-            say(f"        the check {check!r} did not pass")
+        for check in checks.blocking_checks(graph, key):
+            if reason := checks.unmet(instance, check, partition):
+                blocked[key, partition] = f"the check of {name} {reason}"
+                summary.failed.setdefault(name, f"the check {reason}")
+                say(f"        the check {reason}")
     return summary
-
-
-def failed_blocking_checks(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey) -> list[str]:
-    """Names of the asset's blocking checks whose latest evaluation did not pass."""
-    names = []
-    for check in graph.get_check_keys_for_assets({key}):
-        if graph.get_check_spec(check).blocking:
-            record = instance.event_log_storage.get_latest_asset_check_execution_by_key([check]).get(check)
-            evaluation = record.event.asset_check_evaluation if record and record.event else None
-            if evaluation is not None and not evaluation.passed:
-                names.append(check.name)
-    return names
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
@@ -106,11 +101,6 @@ def _living_processes() -> set[str]:
 
 def _this_process() -> str:
     return f"{os.getpid()}-{psutil.Process().create_time():.0f}"
-
-
-def _partitions(graph: Any, key: dg.AssetKey) -> list[str | None]:
-    definition = graph.get(key).partitions_def
-    return list(definition.get_partition_keys()) if definition else [None]
 
 
 def _feeds(graph: Any, parent: dg.AssetKey, held: str | None, child: dg.AssetKey, partition: str | None) -> bool:

@@ -9,7 +9,8 @@ import dagster as dg
 class _OwnLines(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
-        return record.levelno >= logging.INFO and not meta.get("dagster_event")
+        own = not meta.get("dagster_event") and not record.getMessage().startswith("[pipes]")
+        return record.levelno >= logging.INFO and own
 
 
 @dg.logger

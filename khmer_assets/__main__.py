@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import resource
 import sys
 import time
 import warnings
@@ -143,7 +144,9 @@ def _port(variable: str, default: int) -> int:
 
 
 def _tell(summary: Summary, seconds: float) -> None:
-    print(f"\n{len(summary.materialized)} materialized, {summary.fresh} up to date, {seconds:.0f} s")
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"\n{len(summary.materialized)} materialized, {summary.fresh} up to date, {seconds:.0f} s, ", end="")
+    print(f"largest process {usage / 1024:,.0f} MB")
     for name, reason in summary.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     for name, reason in summary.held_back.items():

@@ -67,13 +67,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         checkpoint_every=settings.checkpoint_every,
         precision=spec.precision,
     )
+    lengths = np.array([len(ids) for ids, _ in examples["train"]])
     run.log(f"{len(examples['train']):,} chats, {schedule.steps:,} steps")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         epoch, index = divmod(step, steps_an_epoch)
-        order = np.random.default_rng((spec.seed, epoch)).permutation(len(examples["train"]))
-        chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
+        chosen = batches_of_epoch(lengths, settings.batch_size, (spec.seed, epoch))[index]
         return padded([examples["train"][i] for i in chosen], tokenizer.pad_token_id, model.device)
 
     curve = train(model, batch, schedule, run)
@@ -135,6 +135,18 @@ def encode_chats(
             ]
             examples.append((ids, labels))
     return examples
+
+
+def batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: tuple[int, int]) -> np.ndarray:
+    """Which examples make each batch: an array of shape (batches, batch_size), other for every seed.
+
+    Examples of one batch are of similar length, so that little is padding; a rest that fills no batch waits for
+    another epoch.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(lengths))[: len(lengths) // batch_size * batch_size]
+    order = order[np.argsort(lengths[order], kind="stable")]
+    return random.permutation(order.reshape(-1, batch_size))
 
 
 def padded(examples: list[tuple[list[int], list[int]]], pad: int, device: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import yaml
 from khmer_assets.khmer.numbers import MONTHS, WEEKDAYS, number_to_words, to_khmer_digits
 from khmer_assets.recipe import Language
 
-VERSION = 1
+VERSION = 2
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
@@ -28,7 +28,10 @@ _ENGLISH_MONTHS = (
 )  # fmt: skip
 _ENGLISH_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _DAYS = ("31", "28 or 29", "31", "30", "31", "30", "31", "31", "30", "31", "30", "31")
-_SPELLED = (*range(1, 31), 40, 50, 60, 70, 80, 90, 100, 1000)  # numbers that are asked about in words
+_SPELLED = (*range(1, 21), 30, 40, 50, 60, 70, 80, 90, 100)  # numbers that are asked about in words
+# What is asked about is little enough for a model of a few million parameters to learn in minutes.
+_SUMMED = range(1, 6)
+_ASKED_ROWS = 12  # of each table of the file; texts are composed from all of it
 _NOTES = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)  # riel: what a buyer pays with
 _KEPT = ("person", "friend", "place", "region", "known", "place2", "known2", "vehicle", "crop", "livestock", "weekday",
          "weekday2", "month", "a", "b", "sum")  # fmt: skip
@@ -62,7 +65,7 @@ def fingerprint() -> str:
 @cache
 def facts() -> tuple[Fact, ...]:
     """Every fact in both languages, in the order of the tasks. A question has one answer, whoever asks it."""
-    tables = _tables()
+    tables = _tables(_ASKED_ROWS)
     return tuple(
         Fact(
             task["category"],
@@ -106,10 +109,13 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _tables() -> dict[str, list[dict[str, str]]]:
-    """The tables of the file and those that are computed. A number's column has a twin `_km` in Khmer digits."""
+def _tables(rows: int | None = None) -> dict[str, list[dict[str, str]]]:
+    """The tables of the file, their first `rows`, and those that are computed.
+
+    A number's column has a twin `_km` in Khmer digits.
+    """
     tables: dict[str, list[dict[str, Any]]] = {
-        name: [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        name: [dict(zip(table["columns"], row, strict=True)) for row in table["rows"][:rows]]
         for name, table in knowledge()["tables"].items()
     }
     tables["both_opposites"] = [
@@ -126,13 +132,12 @@ def _tables() -> dict[str, list[dict[str, str]]]:
     ]
     tables["weekdays"] = list(_cycle(WEEKDAYS, _ENGLISH_WEEKDAYS))
     tables["numbers"] = [{"number": number, "words": number_to_words(number)} for number in _SPELLED]
-    to_ten = range(1, 11)
-    tables["sums"] = [{"a": a, "b": b, "sum": a + b} for a, b in itertools.product(to_ten, to_ten)]
+    tables["sums"] = [{"a": a, "b": b, "sum": a + b} for a, b in itertools.product(_SUMMED, _SUMMED)]
     tables["differences"] = [
-        {"a": a, "b": b, "difference": a - b} for a, b in itertools.product(to_ten, to_ten) if a >= b
+        {"a": a, "b": b, "difference": a - b} for a, b in itertools.product(_SUMMED, _SUMMED) if a >= b
     ]
     tables["comparisons"] = [
-        {"a": a, "b": b, "larger": max(a, b), "smaller": min(a, b)} for a, b in itertools.permutations(range(1, 7), 2)
+        {"a": a, "b": b, "larger": max(a, b), "smaller": min(a, b)} for a, b in itertools.permutations(_SUMMED, 2)
     ]
     return {name: [_with_khmer_digits(row) for row in rows] for name, rows in tables.items()}
 

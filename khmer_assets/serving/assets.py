@@ -1,21 +1,18 @@
 """The assets of the serving stage: the release, which a model becomes that passes every gate, and its deployment."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
-from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 
 from khmer_assets.recipe import Recipe
 from khmer_assets.serving import release as release_payload
 from khmer_assets.serving.client import ask
+from resources import checks
 from resources.compute import Compute
 from resources.model_server import ModelServer, ModelServerError
-
-EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, which is the safe side
 
 
 def serving_assets(recipe: Recipe) -> list[Any]:
@@ -99,33 +96,11 @@ def unmet_checks(instance: dg.DagsterInstance, graph: AssetGraph, asset: dg.Asse
 
     A check of a partitioned asset must hold for every partition that has been materialized.
     """
-    upstream = graph.get_ancestor_asset_keys(asset)
-    blocking = [key for key in graph.get_check_keys_for_assets(upstream) if graph.get(key).blocking]
-    return [line for key in sorted(blocking) for line in _unmet(instance, graph, key)]
-
-
-def _unmet(instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetCheckKey) -> Iterator[str]:
-    name, partitions = key.asset_key.to_user_string(), graph.get(key.asset_key).partitions_def
-    records = instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=EVALUATIONS_READ, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-    )
-    evaluations = [evaluation for record in records if (evaluation := record.evaluation)]
-    for partition in partitions.get_partition_keys() if partitions else [None]:
-        where = f"{name} ({partition})" if partition else name
-        newest = instance.fetch_materializations(
-            dg.AssetRecordsFilter(key.asset_key, asset_partitions=[partition] if partition else None), limit=1
-        ).records
-        if not newest:
-            if partition is None:
-                yield f"{where}: has not been materialized, so {key.name!r} has not judged it"
-            continue  # what has no such partition goes on without it
-        judged = [
-            evaluation
-            for evaluation in evaluations
-            if (target := evaluation.target_materialization_data) and target.storage_id == newest[0].storage_id
-        ]
-        if not judged:
-            yield f"{where}: {key.name!r} has not run on its newest version"
-        elif not judged[0].passed and judged[0].severity == dg.AssetCheckSeverity.ERROR:
-            reason = f": {judged[0].description}" if judged[0].description else ""
-            yield f"{where}: {key.name!r} failed{reason}"
+    lines = []
+    for upstream in sorted(graph.get_ancestor_asset_keys(asset)):
+        name = upstream.to_user_string()
+        for check in checks.blocking_checks(graph, upstream):
+            for partition in checks.partitions_of(graph, upstream):
+                if reason := checks.unmet(instance, check, partition):
+                    lines.append(f"{name} ({partition}): {reason}" if partition else f"{name}: {reason}")
+    return lines

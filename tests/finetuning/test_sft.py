@@ -1,8 +1,9 @@
 """The loss is on the assistant's words and nothing else."""
 
+import numpy as np
 import pytest
 
-from khmer_assets.finetuning.sft import IGNORED, encode_chats
+from khmer_assets.finetuning.sft import IGNORED, batches_of_epoch, encode_chats
 from khmer_assets.tokenizer.train import train_bpe, wrap
 
 CHAT = [
@@ -32,3 +33,11 @@ def test_ids_are_those_of_the_rendered_chat(tokenizer):
 
 def test_a_chat_that_is_too_long_is_left_out(tokenizer):
     assert encode_chats(tokenizer, [CHAT], 5) == []
+
+
+def test_batches_hold_chats_of_similar_length_and_each_chat_once():
+    lengths = np.array([5, 90, 6, 91, 7, 92, 5, 93, 6])
+    batches = batches_of_epoch(lengths, 4, (1, 0))
+    assert sorted(np.ptp(lengths[batches], axis=1))[0] <= 2
+    assert len(set(batches.ravel())) == 8
+    assert not np.array_equal(batches, batches_of_epoch(lengths, 4, (1, 1)))

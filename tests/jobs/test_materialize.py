@@ -118,7 +118,7 @@ def test_a_failed_blocking_check_holds_back_what_follows_also_the_next_time(fact
     for _ in range(2):
         summary = factory.run(instance)
         assert "model" not in factory.executed
-        assert summary.held_back == {"model": "mixed does not pass its check 'enough_text'"}
+        assert summary.held_back == {"model": "the check of mixed 'enough_text' failed"}
 
 
 def test_a_run_whose_process_died_is_closed(factory, instance):

@@ -83,7 +83,7 @@ def test_a_question_has_one_answer():
 def test_facts_are_right():
     answers = {question: fact.answer for fact in composition.facts() for question in fact.questions}
     assert answers["តើ ៣ បូក ៤ ស្មើប៉ុន្មាន?"] == "៣ បូក ៤ ស្មើ ៧។"
-    assert answers["What is 10 minus 10?"] == "10 minus 10 is 0."
+    assert answers["What is 5 minus 5?"] == "5 minus 5 is 0."
     assert answers["តើខែអ្វីនៅបន្ទាប់ពីខែធ្នូ?"] == "បន្ទាប់ពីខែធ្នូគឺខែមករា។"
     assert answers["តើខែកុម្ភៈមានប៉ុន្មានថ្ងៃ?"] == "ខែកុម្ភៈមាន ២៨ ឬ ២៩ ថ្ងៃ។"
     assert answers["If today is Monday, what day was yesterday?"] == "Before Monday comes Sunday."

@@ -165,7 +165,7 @@ def test_a_blocking_check_that_only_warns_is_no_hindrance(factory):
 
 
 def test_nothing_materialized_is_unmet(factory):
-    assert factory.unmet() == ["merged_model: has not been materialized, so 'model_is_good' has not judged it"]
+    assert factory.unmet() == ["merged_model: 'model_is_good' has not run on its newest version"]
 
 
 def test_a_check_that_has_not_judged_the_newest_version_is_unmet_until_it_runs(factory):
