@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from khmer_assets.instructions.chats import hash_of, new_chat
 from khmer_assets.khmer.numbers import MONTHS, WEEKDAYS, number_to_words, to_khmer_digits
 from khmer_assets.recipe import Language
 
-VERSION = 2
+VERSION = 3
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
@@ -87,8 +88,11 @@ def facts() -> tuple[Fact, ...]:
 
 
 def compose_text(rng: Random, language: Language) -> tuple[str, str]:
-    """A category and a text of three to eight sentences: a scene of everyday life, or facts of one kind."""
-    if rng.random() < 0.4:
+    """A category and a text: questions with their answers, facts of one kind, or a scene of everyday life."""
+    draw = rng.random()
+    if draw < 0.5:
+        return "questions", "\n\n".join(rng.sample(_questions_and_answers(language), rng.randint(4, 7)))
+    if draw < 0.7:
         category = rng.choice(facts()).category
         return category, " ".join(rng.sample(_sentences(category, language), rng.randint(4, 8)))
     category, theme = rng.choice(list(knowledge()["themes"][language].items()))
@@ -97,6 +101,22 @@ def compose_text(rng: Random, language: Language) -> tuple[str, str]:
         templates.append(rng.choice(theme["close"]))
     kept = {name: value for name, value in _slots(rng, language).items() if name.removesuffix("_km") in _KEPT}
     return category, " ".join(_fill(template, {**_slots(rng, language), **kept}) for template in templates)
+
+
+@cache
+def _questions_and_answers(language: Language) -> list[str]:
+    """Questions, each with its answer in the next line, that no chat that is held out asks.
+
+    Chats are held out by hash, those with high hashes first; so of the lower half, none is, whatever the recipe's
+    split, as long as it trains on half of the chats.
+    """
+    return [
+        f"{question}\n{fact.answer}"
+        for fact in facts()
+        if fact.language == language
+        for question in (*fact.questions, *fact.framed_questions)
+        if hash_of(new_chat("", "", language, "", [question, fact.answer])["messages"]) < "8"
+    ]
 
 
 @cache

@@ -3,11 +3,14 @@
 from pathlib import Path
 from random import Random
 
+import polars as pl
 import pytest
 
 from khmer_assets.corpus.sources import generated
+from khmer_assets.instructions.chats import split_chats
+from khmer_assets.instructions.generated import compose_chats, written_chats
 from khmer_assets.khmer.normalization import normalize
-from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError, Source
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError, Source, Split
 from khmer_assets.sample import composition
 
 NOWHERE = Path()
@@ -48,9 +51,12 @@ def test_three_in_five_texts_are_khmer():
     assert 0.55 < languages.count("khm") / 1000 < 0.65
 
 
-def test_texts_hold_three_to_eight_sentences():
+def test_texts_hold_three_to_eight_sentences_or_four_to_seven_answered_questions():
     for row in generated.read(source(documents=300, seed=1), NOWHERE):
         text = row["text"] or ""
+        if row["category"] == "questions":
+            assert 4 <= len(text.split("\n\n")) <= 7
+            continue
         ends = text.count("។") if row["language"] == "khm" else text.count(". ") + 1
         assert 3 <= ends <= 8, text
 
@@ -101,3 +107,13 @@ def test_the_fingerprint_follows_the_settings():
 def test_wrong_settings_are_refused_before_anything_is_read(settings):
     with pytest.raises(RecipeError, match=r"'composed'.*settings\..*expected settings such as"):
         generated.read(source(**settings), NOWHERE)
+
+
+def test_no_question_of_the_texts_is_held_out_from_the_chats():
+    split = Split(train=0.5, validation=0.25, test=0.25)
+    chats = split_chats(pl.concat([written_chats(), compose_chats(2000, 1)]), split).collect()
+    held_out = {m[0]["content"] + "\n" + m[1]["content"] for m in chats.filter(pl.col("split") != "train")["messages"]}
+    texts = [composition.compose_text(Random(n), language) for n in range(200) for language in ("khm", "eng")]
+    asked = {pair for category, text in texts if category == "questions" for pair in text.split("\n\n")}
+    assert len(asked) > 300
+    assert not asked & held_out
