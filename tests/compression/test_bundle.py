@@ -66,7 +66,7 @@ def test_the_card_names_sources_licenses_settings_and_measures(spec, model, tmp_
     card = bundle.model_card(spec.model_copy(update={"model": tmp_path}))
 
     assert "| village_news | files | khm | CC-BY-4.0 |" in card
-    assert "learning_rate: 0.002" in card
+    assert f"learning_rate: {spec.recipe['finetuning']['learning_rate']}" in card
     assert "0.987" in card
     assert f"| parameters | {load_model(model).num_parameters():,} |" in card
     assert 'from_pretrained("sample-merged")' in card

@@ -72,6 +72,7 @@ def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(2, 2))
+            self.bias = torch.nn.Parameter(torch.ones(2))
 
         def forward(self, input_ids, labels, use_cache):
             return SimpleNamespace(loss=self.weight.sum() * float("nan"))
