@@ -9,7 +9,7 @@ import dagster as dg
 class _OwnLines(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
-        own = not meta.get("dagster_event") and not record.getMessage().startswith("[pipes]")
+        own = not meta.get("dagster_event") and not str(meta.get("orig_message")).startswith("[pipes]")
         return record.levelno >= logging.INFO and own
 
 
