@@ -52,17 +52,16 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
             cause
             for parent in graph.get(key).parent_keys
             for (blocked_key, blocked_partition), cause in blocked.items()
-            if blocked_key == parent and _feeds(graph, parent, blocked_partition, key, partition)
+            # what takes all partitions goes on without one that failed
+            if blocked_key == parent and blocked_partition in (None, partition)
         ]
         if causes:
             summary.held_back[name] = blocked[key, partition] = causes[0]
             say(f"[{number:2}/{len(work)}] {name}: held back, because {causes[0]}")
             continue
         status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance)).get_status(key, partition)
-        unjudged = any(  # a run that was killed between an asset and its checks
-            (checks.unmet(instance, check, partition) or "").endswith(checks.NOT_RUN)
-            for check in checks.blocking_checks(graph, key)
-        )
+        reasons = _unmet(instance, graph, key, partition)
+        unjudged = any(reason.endswith(checks.NOT_RUN) for reason in reasons)  # killed between an asset and its checks
         if status == StaleStatus.FRESH and not unjudged:
             summary.fresh += 1
         else:
@@ -77,12 +76,18 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
                 blocked[key, partition] = f"{name} failed"
                 say(f"        failed: {summary.failed[name]}")
                 continue
-        for check in checks.blocking_checks(graph, key):
-            if reason := checks.unmet(instance, check, partition):
-                blocked[key, partition] = f"the check of {name} {reason}"
-                summary.failed.setdefault(name, f"the check {reason}")
-                say(f"        the check {reason}")
+            reasons = _unmet(instance, graph, key, partition)
+        for reason in reasons:
+            blocked[key, partition] = f"the check of {name} {reason}"
+            summary.failed.setdefault(name, f"the check {reason}")
+            say(f"        the check {reason}")
     return summary
+
+
+def _unmet(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey, partition: str | None) -> list[str]:
+    """Why blocking checks of the artifact do not hold for its newest version."""
+    found = (checks.unmet(instance, check, partition) for check in checks.blocking_checks(graph, key))
+    return [reason for reason in found if reason]
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
@@ -101,16 +106,6 @@ def _living_processes() -> set[str]:
 
 def _this_process() -> str:
     return f"{os.getpid()}-{psutil.Process().create_time():.0f}"
-
-
-def _feeds(graph: Any, parent: dg.AssetKey, held: str | None, child: dg.AssetKey, partition: str | None) -> bool:
-    """Whether the child needs the parent's partition that is held back.
-
-    A dict of all partitions goes on without one that failed; the same partition, or no partition, is needed.
-    """
-    if held is None:
-        return True
-    return partition == held
 
 
 def _execute(

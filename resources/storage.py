@@ -24,8 +24,6 @@ PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 100
 DATA = "data.parquet"
 REMOVED = "removed.parquet"
-
-
 STORE_VARIABLE = "KHMER_STORE"
 
 
