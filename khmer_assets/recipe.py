@@ -202,7 +202,7 @@ class Source(Settings):
     """
 
     name: Name
-    kind: Literal["files", "generated"]
+    kind: Literal["files", "parquet", "website", "wikipedia", "common_crawl", "generated"]
     language: Language | None = None
     license: str
     settings: dict[str, Any]

@@ -16,9 +16,11 @@ from khmer_assets.corpus.duplicates import find_duplicates, remove_duplicates
 from khmer_assets.corpus.filters import filter_documents
 from khmer_assets.corpus.mixture import mix
 from khmer_assets.corpus.normalized import normalize_documents
+from khmer_assets.corpus.sources import collect
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.plots import as_markdown, new_figure
 from khmer_assets.recipe import Recipe, RecipeError, digest_of
+from resources.compute import Compute
 from resources.storage import DATA, REMOVED, markdown_table
 from resources.vector_index import VectorIndex
 
@@ -46,12 +48,19 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         return dg.DataVersionsByPartition(versions)
 
     @dg.asset(**corpus, partitions_def=partitions, deps=["source_files"], code_version="1")
-    def raw_corpus(context: dg.AssetExecutionContext) -> Iterator[dg.Output[pl.LazyFrame]]:
-        """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside."""
-        try:
-            documents = sources.read(recipe.sources[context.partition_key], base)
-        except (sources.SourceError, RecipeError) as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
+    def raw_corpus(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside. A source that
+        fetches appends what is new to what it has collected before."""
+        source = recipe.sources[context.partition_key]
+        if source.kind in sources.FETCHING:
+            collection = Path(compute.home) / "collections" / f"{source.name}.sqlite"
+            spec = collect.Spec(source=source, base=base, collection=collection)
+            documents = pl.scan_parquet(compute.run(context, collect.__name__, spec).value / collect.ROWS)
+        else:
+            try:
+                documents = sources.read(source, base)
+            except (sources.SourceError, RecipeError) as error:
+                raise dg.Failure(str(error), allow_retries=False) from None
         with _computed(documents) as rows:
             yield dg.Output(rows, metadata=_lengths(kept(rows)))
 

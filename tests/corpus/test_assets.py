@@ -10,6 +10,7 @@ import yaml
 
 from khmer_assets.corpus.assets import corpus_assets
 from khmer_assets.recipe import Recipe
+from resources.compute import Compute
 from resources.storage import FramesIOManager, Store
 from resources.vector_index import VectorIndex
 
@@ -29,6 +30,7 @@ class Graph:
             asset_checks=checks,
             resources={
                 "frames": FramesIOManager(root=str(folder / "store"), cache=str(folder / "cache")),
+                "compute": Compute(home=str(folder)),
                 "vector_index": VectorIndex(path=str(folder / "vectors")),
             },
         )

@@ -1,10 +1,13 @@
 """The catalogue's sources as documents: what holds for every kind. A module beside this one reads each kind.
 
-Such a module has `read(source, base)`, an iterator of rows, and `fingerprint(source, base)`. A row is a dict with
-`text` and, where known, `id`, `title`, `language`, `category`, `url`, `published_at`; `place` says where it was found
-(a file and line); `rule` and `reason` set it aside.
+A kind whose data lies ready has `read(source, base)`, an iterator of rows. A kind that fetches (`FETCHING`) has
+`collect(source, base, collection, log)` instead: it adds what is new to the source's `Collection`, reports progress
+through `log(text)` and returns figures. Both have `fingerprint(source, base)`. A row is a dict with `text` and, where
+known, `id`, `title`, `language`, `category`, `url`, `published_at`; `place` says where it was found (a file and line,
+an address); `rule` and `reason` set it aside.
 """
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,8 @@ from khmer_assets.corpus.documents import ALL_COLUMNS, content_hash
 from khmer_assets.recipe import Source
 
 Row = dict[str, str | None]
+
+FETCHING = ("website", "wikipedia", "common_crawl")
 
 MAX_DOCUMENT_BYTES = 50_000_000
 TEXT_OF_REMOVED = 1_000  # characters kept of a document that is too large; the rest is still in the source
@@ -41,13 +46,13 @@ def read(source: Source, base: Path) -> pl.LazyFrame:
     """
     from polars.io.plugins import register_io_source
 
-    kind = _kind(source)
+    kind = kind_of(source)
     kind.read(source, base)  # finds wrong settings and missing data before the frame is used
 
-    def batches(
+    def read_batches(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
-        for batch in _batches(source, kind.read(source, base)):
+        for batch in batches(source, kind.read(source, base)):
             if n_rows is not None:
                 batch = batch.head(n_rows)
                 n_rows -= batch.height
@@ -57,7 +62,7 @@ def read(source: Source, base: Path) -> pl.LazyFrame:
             if n_rows == 0:
                 return
 
-    return register_io_source(batches, schema=ALL_COLUMNS)
+    return register_io_source(read_batches, schema=ALL_COLUMNS)
 
 
 def fingerprint(source: Source, base: Path) -> str:
@@ -65,22 +70,16 @@ def fingerprint(source: Source, base: Path) -> str:
 
     Raises as `read` does.
     """
-    return str(_kind(source).fingerprint(source, base))
+    return str(kind_of(source).fingerprint(source, base))
 
 
-def _kind(source: Source) -> ModuleType:
-    match source.kind:
-        case "files":
-            from khmer_assets.corpus.sources import files
-
-            return files
-        case "generated":
-            from khmer_assets.corpus.sources import generated
-
-            return generated
+def kind_of(source: Source) -> ModuleType:
+    """The module beside this one that knows the source's kind."""
+    return importlib.import_module(f"{__name__}.{source.kind}")
 
 
-def _batches(source: Source, rows: Iterator[Row]) -> Iterator[pl.DataFrame]:
+def batches(source: Source, rows: Iterator[Row]) -> Iterator[pl.DataFrame]:
+    """A kind's rows as tables of `ALL_COLUMNS`, at least one, with the rules that `read` names."""
     places: dict[str, str] = {}  # where each id was first given
     batch: list[dict[str, Any]] = []
     characters = 0
