@@ -29,6 +29,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain, groupby
 from typing import Protocol
 
 
@@ -52,9 +53,14 @@ def normalize(text: str, settings: Flags) -> tuple[str, dict[str, int]]:
     counts: Counter[str] = Counter()
     if text.isascii() and text.isprintable() and "  " not in text:
         return text, {}
-    text = text.replace("\r\n", "\n") if (ends := text.count("\r\n")) else text
-    counts["line_ending"] += ends
-    unwanted, replacements = _replacements(settings.zero_width_space == "remove", settings.fold_deprecated)
+    if ends := text.count("\r\n"):
+        counts["line_ending"] += ends
+        text = text.replace("\r\n", "\n")
+    # By far the most frequent change in Khmer, so not one by one with the other characters.
+    if settings.zero_width_space == "remove" and (word_marks := text.count("\u200b")):
+        counts["zero_width_space"] += word_marks
+        text = text.replace("\u200b", "")
+    unwanted, replacements = _replacements(settings.fold_deprecated)
 
     def replace(match: re.Match[str]) -> str:
         rule, replacement = replacements[match[0]]
@@ -64,20 +70,13 @@ def normalize(text: str, settings: Flags) -> tuple[str, dict[str, int]]:
     text = unwanted.sub(replace, text)
     if not unicodedata.is_normalized("NFC", text):
         counts["nfc"] += 1
-        text = unicodedata.normalize("NFC", text)
-    clusters = {cluster: _canonical_cluster(cluster) for cluster in set(_CLUSTER.findall(text))}
-    if any(rules for _, rules in clusters.values()):  # else the text is canonical, as most are
-
-        def reorder(match: re.Match[str]) -> str:
-            cluster, rules = clusters[match[0]]
-            if rules:
-                counts.update(rules)
-            return cluster
-
-        text = _CLUSTER.sub(reorder, text)
+        text = _composed_form(text)
+    for suspicious in _SUSPICIOUS:
+        text = _with_canonical_clusters(text, suspicious, counts)
     text, spaces = _SPACES.subn(" ", text)
-    counts["spaces"] += spaces
-    return text, {rule: count for rule, count in counts.items() if count}
+    if spaces:
+        counts["spaces"] += spaces
+    return text, dict(counts)
 
 
 # --- single characters ----------------------------------------------------------------------------------------------
@@ -88,9 +87,7 @@ def _span(first: int, last: int) -> list[str]:
 
 
 @lru_cache
-def _replacements(
-    remove_zero_width_space: bool, fold_deprecated: bool
-) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
+def _replacements(fold_deprecated: bool) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
     """A pattern of the characters that do not stay, and the rule and replacement of each."""
     table: dict[str, tuple[str, str]] = {}
 
@@ -105,8 +102,6 @@ def _replacements(
         "invisible_character",
         ["\u00ad", "\u200e", "\u200f", *_span(0x202A, 0x202E), *_span(0x2060, 0x206F), *_span(0xFFF9, 0xFFFB)],
     )
-    if remove_zero_width_space:
-        rule("zero_width_space", ["\u200b"])
     if fold_deprecated:
         rule("deprecated_letter", ["\u17a3"], "\u17a2")
         rule("deprecated_letter", ["\u17a4"], "\u17a2\u17b6")
@@ -116,7 +111,18 @@ def _replacements(
 
 
 _SPACE = " \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
-_SPACES = re.compile(f"[{_SPACE[1:]}][{_SPACE}]*| [{_SPACE}]+")
+_SPACES = re.compile(f"[{_SPACE}](?:(?<! )|[{_SPACE}])[{_SPACE}]*")
+
+
+def _composed_form(text: str) -> str:
+    """NFC in linear time. Python sorts a run of marks by insertion, so they are sorted before it sees them."""
+    decomposed = "".join(unicodedata.normalize("NFD", character) for character in text)
+    runs = groupby(decomposed, key=lambda character: unicodedata.combining(character) > 0)
+    return unicodedata.normalize(
+        "NFC",
+        "".join(chain.from_iterable(sorted(run, key=unicodedata.combining) if marks else run for marks, run in runs)),
+    )
+
 
 # --- syllables ------------------------------------------------------------------------------------------------------
 
@@ -127,6 +133,7 @@ _SUBSCRIPT = f"\u17d2[\u17d2\u200c\u200d]*{_BASE}"
 _MARK = "[\u17b6-\u17d1\u17d3\u200c]"
 # The letter of a subscript does not begin a syllable.
 _CLUSTER = re.compile(f"{_BASE}(?<!\u17d2.)(?:{_MARK}|{_SUBSCRIPT})+")
+_INSIDE = frozenset(map(chr, [*range(0x17B6, 0x17D4), 0x200C, 0x200D]))  # what may follow the base, letters aside
 _UNIT = re.compile(f"{_SUBSCRIPT}|.", re.DOTALL)
 
 # The order of what follows a base, as character classes; a subscript stands between robat and shifter.
@@ -147,6 +154,18 @@ _RANK = {
     for character in map(chr, range(0x17B6, 0x200D))
     if re.fullmatch(f"[{span}]", character)
 }
+# Every syllable that a rule changes holds one of these; hardly any other does, so canonical text is not taken apart.
+# Each begins with a set of characters, because Python finds those fastest.
+_SUSPICIOUS = (
+    # coeng da, repeated coengs and joiners, robat after a subscript, coeng ro before another coeng
+    re.compile(f"{_COENG}(?:[{_DA}{_COENG}{_ZWNJ}\u200d]|.\u17cc|{_RO}{_COENG})", re.DOTALL),
+    # two marks, but not the pairs that most syllables with two marks have: shifter and vowel, vowel and sign, two signs
+    re.compile(
+        "[\u17b6-\u17d1\u17d3][\u17b6-\u17d3]"
+        "(?<![\u17c9\u17ca][\u17b6-\u17c5])(?<![\u17b6-\u17c5][\u17c6-\u17c8])(?<!\u17c6[\u17c7\u17c8])"
+    ),
+    re.compile(_ZWNJ),
+)
 # Marks that take no room of their own: two of the same look like one. (A vowel after the base, doubled, is seen, and
 # writers lengthen a cry with it.)
 _DOUBLED = re.compile("([\u17b7-\u17bd\u17c6\u17c9-\u17d1\u17d3\u200c])\\1+")
@@ -162,9 +181,33 @@ _RAISED = frozenset("\u1784\u1789\u178e\u1793\u1794\u1798\u1799\u179a\u179b\u179
 _BA, _MUUSIKATOAN, _TRIISAP = "\u1794", "\u17c9", "\u17ca"
 
 
-@lru_cache(maxsize=1 << 16)
+def _with_canonical_clusters(text: str, suspicious: re.Pattern[str], counts: Counter[str]) -> str:
+    """`text` with the canonical form of every syllable that holds a match of `suspicious`. Counts the rules."""
+    parts: list[str] = []
+    written = position = 0  # nothing before `position` is looked at again, so that the time is linear
+    while found := suspicious.search(text, position):
+        start = found.start()
+        while start > position and (text[start] in _INSIDE or text[start - 1] == _COENG):
+            start -= 1
+        position = found.start() + 1
+        if match := _CLUSTER.match(text, start):
+            position = max(position, match.end())
+            cluster, rules = _canonical_cluster(match[0])
+            if rules:
+                counts.update(rules)
+                parts += text[written : match.start()], cluster
+                written = match.end()
+    return "".join(parts) + text[written:] if parts else text
+
+
 def _canonical_cluster(cluster: str) -> tuple[str, tuple[str, ...]]:
-    """The canonical form of one syllable and the names of the rules that changed it.
+    """The canonical form of one syllable and the names of the rules that changed it."""
+    # No word has longer syllables: those of an attack do not fill the memory.
+    return _remembered_cluster(cluster) if len(cluster) <= 32 else _changed_cluster(cluster)
+
+
+def _changed_cluster(cluster: str) -> tuple[str, tuple[str, ...]]:
+    """As `_canonical_cluster`, without a memory.
 
     Rules feed each other, so they are repeated until none applies. That ends: each shortens the syllable, removes a
     -u, a U+17BE or a coeng da, or sorts.
@@ -180,6 +223,9 @@ def _canonical_cluster(cluster: str) -> tuple[str, tuple[str, ...]]:
             cluster = changed
         if cluster == before:
             return cluster, tuple(fired) if cluster != given else ()
+
+
+_remembered_cluster = lru_cache(maxsize=1 << 14)(_changed_cluster)
 
 
 def _single_coengs(cluster: str) -> str:
