@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError, field_validator
 from upath import UPath
 
 from khmer_assets.corpus.sources import MAX_DOCUMENT_BYTES, Row, SourceError
+from khmer_assets.corpus.sources.parquet import read_columns
 from khmer_assets.recipe import RecipeError, Settings, Source, digest_of
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -292,20 +293,13 @@ def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, de
 
 
 def _read_parquet(stream: IO[bytes], name: str, settings: FilesSettings) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
     with tempfile.TemporaryFile() as seekable:
         if not stream.seekable():
             shutil.copyfileobj(stream, seekable)
             stream = seekable
-        file = pq.ParquetFile(stream)
         wanted = {*_as_list(settings.text), *(field for field in _fields(settings).values() if field)}
-        columns = [column for column in file.schema_arrow.names if column in wanted]
-        number = 0
-        for batch in file.iter_batches(batch_size=1_000, columns=columns):
-            for values in batch.to_pylist():
-                number += 1
-                yield from _documents(values, f"{name}, row {number}", settings)
+        for number, values in enumerate(read_columns(stream, wanted), start=1):
+            yield from _documents(values, f"{name}, row {number}", settings)
 
 
 def _fields(settings: FilesSettings) -> dict[str, str | None]:
