@@ -1,78 +1,47 @@
-"""Near-duplicates by MinHash and locality-sensitive hashing: which documents may be alike, and how alike they are.
+"""Near-duplicates by MinHash and locality-sensitive hashing: which pairs of signatures may be of texts that are alike.
 
-A document is the set of its character n-grams. datasketch makes the signatures and keeps the index.
+datasketch, which the tests compare with, does the same a document at a time. Here the loops are compiled, and a band
+is sorted instead of looked up.
 """
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from khmer_assets.corpus.ngrams import jaccard, ngram_hashes
-from khmer_assets.recipe import Deduplication
-
-if TYPE_CHECKING:
-    from datasketch import MinHash
+from resources.batches import cores
 
 # A pair at the threshold is missed once in a thousand times.
 RECALL_AT_THRESHOLD = 0.999
-# Signatures estimate the similarity with a standard error of at most 0.5 / sqrt(permutations); a candidate is
-# compared exactly unless it is four errors below the threshold.
+# Signatures estimate the similarity with a standard error of at most 0.5 / sqrt(permutations). What is further below
+# the threshold than this many errors is not a candidate.
 STANDARD_ERRORS = 4
+# In a band that more texts share than this, each is compared with this many of them: what so many texts share is
+# mostly copies of the first ones.
+COMPARED = 64
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-class NearDuplicates:
-    """The documents that were added, to be asked which of them is most like another."""
+def candidate_pairs(signatures: NDArray[np.uint32], threshold: float) -> Pairs:
+    """The pairs of rows of `signatures` (texts, permutations) that may be at least `threshold` similar.
 
-    def __init__(self, settings: Deduplication):
-        from datasketch import MinHash, MinHashLSH
+    Each pair comes once, the lower row first. They share a band, and so many values that the similarity may well
+    reach the threshold; the similarity itself is for the caller to compute.
+    """
+    permutations = signatures.shape[1]
+    bands, rows = bands_and_rows(permutations, threshold)
+    least = int(np.ceil((threshold - STANDARD_ERRORS * 0.5 / permutations**0.5) * permutations))
 
-        self._settings = settings
-        self._empty = MinHash(num_perm=settings.permutations, hashfunc=int)  # n-grams are hashed already
-        self._index = MinHashLSH(
-            num_perm=settings.permutations, params=bands_and_rows(settings.permutations, settings.jaccard)
-        )
-        self._texts: list[str] = []
-        self._signatures: list[NDArray[np.uint32]] = []
-        self._ngrams = lru_cache(maxsize=4096)(lambda number: distinct_ngrams(self._texts[number], settings.ngram))
+    def pairs_of(band: int) -> NDArray[np.int64]:
+        keys = _keys(signatures, band * rows, rows)
+        return _pairs_of_band(np.argsort(keys), keys, signatures, band, rows, least)
 
-    def add(self, text: str, signature: "MinHash") -> None:
-        """Add a document; it gets the next number, from 0."""
-        self._index.insert(len(self._texts), signature)
-        self._texts.append(text)
-        self._signatures.append(signature.hashvalues)
-
-    def signature(self, text: str) -> "MinHash":
-        """The MinHash of a text."""
-        minhash = self._empty.copy()
-        # datasketch's permutations are of 32 bits; the upper ones are the better mixed
-        minhash.update_batch((distinct_ngrams(text, self._settings.ngram) >> np.uint64(32)).tolist())
-        return minhash
-
-    def most_similar(self, text: str, signature: "MinHash") -> tuple[int, float] | None:
-        """The number and the exact Jaccard similarity of the most similar document at or above the threshold.
-
-        Of two that are equally similar the one that was added first.
-        """
-        candidates = sorted(self._index.query(signature))
-        if not candidates:
-            return None
-        signatures = np.stack([self._signatures[candidate] for candidate in candidates])
-        agreement = (signatures == signature.hashvalues).mean(axis=1)
-        margin = STANDARD_ERRORS * 0.5 / self._settings.permutations**0.5
-        own = distinct_ngrams(text, self._settings.ngram)
-        best: tuple[int, float] | None = None
-        for position in np.flatnonzero(agreement >= self._settings.jaccard - margin):
-            similarity = jaccard(own, self._ngrams(candidates[position]))
-            if similarity >= self._settings.jaccard and (best is None or similarity > best[1]):
-                best = candidates[position], similarity
-        return best
-
-
-def distinct_ngrams(text: str, n: int) -> NDArray[np.uint64]:
-    """The hashes of a text's character n-grams, each once, sorted."""
-    return np.unique(ngram_hashes(text, n))
+    with ThreadPoolExecutor(cores()) as threads:
+        found = np.concatenate(list(threads.map(pairs_of, range(bands))))
+    found = found[np.lexsort((found[:, 1], found[:, 0]))]
+    return found[:, 0], found[:, 1]
 
 
 def bands_and_rows(permutations: int, threshold: float) -> tuple[int, int]:
@@ -88,3 +57,65 @@ def bands_and_rows(permutations: int, threshold: float) -> tuple[int, int]:
         if 1 - (1 - threshold**rows) ** bands >= RECALL_AT_THRESHOLD:
             return bands, rows
     return permutations, 1
+
+
+@njit(cache=True, nogil=True)
+def _keys(signatures: NDArray[np.uint32], first: int, rows: int) -> NDArray[np.uint64]:
+    keys = np.empty(signatures.shape[0], dtype=np.uint64)
+    for text in range(keys.size):
+        key = np.uint64(0)
+        for row in range(first, first + rows):
+            key = (key ^ np.uint64(signatures[text, row])) * np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        keys[text] = key
+    return keys
+
+
+@njit(cache=True, nogil=True)
+def _pairs_of_band(
+    order: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    signatures: NDArray[np.uint32],
+    band: int,
+    rows: int,
+    least: int,
+) -> NDArray[np.int64]:
+    """The candidates of one band that no earlier band has, an array of (pairs, 2)."""
+    found = np.empty((1024, 2), dtype=np.int64)
+    count = 0
+    start = 0
+    while start < order.size:
+        end = start + 1
+        while end < order.size and keys[order[end]] == keys[order[start]]:
+            end += 1
+        if end - start > 1:
+            group = np.sort(order[start:end])
+            for later in range(1, group.size):
+                for earlier in range(min(later, COMPARED)):
+                    first, second = signatures[group[earlier]], signatures[group[later]]
+                    if _share_band(first, second, band, rows):
+                        continue
+                    if (first == second).sum() < least:
+                        continue
+                    if count == found.shape[0]:
+                        larger = np.empty((2 * count, 2), dtype=np.int64)
+                        larger[:count] = found
+                        found = larger
+                    found[count, 0], found[count, 1] = group[earlier], group[later]
+                    count += 1
+        start = end
+    return found[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def _share_band(first: NDArray[np.uint32], second: NDArray[np.uint32], bands: int, rows: int) -> bool:
+    """Whether one of the first `bands` bands is the same."""
+    for band in range(bands):
+        same = True
+        for row in range(band * rows, (band + 1) * rows):
+            if first[row] != second[row]:
+                same = False
+                break
+        if same:
+            return True
+    return False

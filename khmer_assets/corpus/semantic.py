@@ -12,11 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from khmer_assets.corpus.minhash import distinct_ngrams
-from khmer_assets.corpus.ngrams import jaccard
 from khmer_assets.recipe import Deduplication, digest_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
@@ -36,12 +35,12 @@ INDEX_FROM = 20_000
 def embedder(name: str) -> Embedder:
     """A function from n texts to an array of n rows, each of length 1, or 0 for a text too short to tell."""
     if name == HASHING:
-        from sklearn.feature_extraction.text import HashingVectorizer
+        from khmer_assets.corpus.ngrams import Texts, hashed_counts
 
-        vectorizer = HashingVectorizer(
-            analyzer="char", ngram_range=(HASHING_NGRAM, HASHING_NGRAM), n_features=HASHING_DIMENSIONS, dtype=np.float32
-        )
-        return lambda texts: vectorizer.transform(texts).toarray()
+        def count(texts: list[str]) -> NDArray[np.float32]:
+            return _of_length_one(hashed_counts(Texts.of(pl.Series(texts)), HASHING_NGRAM, HASHING_DIMENSIONS))
+
+        return count
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(name)
@@ -61,89 +60,122 @@ def embed_documents(texts: list[str], settings: Deduplication) -> NDArray[np.flo
     chunks = [[text[start : start + size] for start in range(0, len(text), size)] or [""] for text in texts]
     vectors = embedder(settings.embedder)([chunk for document in chunks for chunk in document])
     starts = np.cumsum([0, *(len(document) for document in chunks[:-1])])
-    sums = np.add.reduceat(vectors, starts, axis=0)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return (sums / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+    return _of_length_one(np.add.reduceat(vectors, starts, axis=0))
 
 
-def update_table(connection: "DBConnection", documents: pl.DataFrame, settings: Deduplication) -> "Table":
-    """The LanceDB table of this embedder, brought to hold exactly the given contents.
+def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
-    `documents`: content_hash (each once), source, language, text. The table: content_hash, source, length
-    (characters), language, vector. Only contents that the table did not hold are embedded, and are written as they
-    come, so that a stopped run goes on where it was.
+
+def neighbors(
+    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: Deduplication
+) -> pl.DataFrame:
+    """The pairs of near vectors: content_hash, neighbor (a content hash too), cosine, at or above the threshold.
+
+    `documents`: content_hash and text; `contents`: content_hash (each once), source, language, characters. LanceDB
+    keeps the vectors (content_hash, source, length in characters, language, vector) and each content's nearest: only
+    contents that were not there before are embedded and searched for. Both are written as they come, so that a
+    stopped run goes on where it was. A content's `NEIGHBORS` nearest are looked at: exactly in a small table, by the
+    HNSW index in a large one.
     """
-    name = (
-        f"documents_{digest_of([settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]}"
-    )
-    table = connection.open_table(name) if name in connection.list_tables().tables else None
-    held = _hashes(table) if table is not None else set()
-    gone = sorted(held.difference(documents["content_hash"]))
-    new = documents.filter(~pl.col("content_hash").is_in(list(held))).sort(pl.col("text").str.len_chars())
-    for start in range(0, len(gone), 500):
-        assert table is not None  # it held them
-        table.delete(
-            "content_hash IN ({})".format(", ".join(f"'{content_hash}'" for content_hash in gone[start : start + 500]))
-        )
-    for batch in new.iter_slices(DOCUMENTS_AT_ONCE):
-        vectors = embed_documents(batch["text"].to_list(), settings)
-        rows = batch.select(
-            "content_hash",
-            "source",
-            pl.col("text").str.len_chars().alias("length"),
-            "language",
-            pl.Series("vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
-        ).to_arrow()
-        if table is None:
-            table = connection.create_table(name, rows)
-        else:
-            table.add(rows)
-    if table is None:
-        raise ValueError("there are no documents to embed")
-    if gone or not new.is_empty():
-        table.optimize()
-        if table.count_rows() >= INDEX_FROM:
-            from lancedb.index import HnswSq
+    table = _update_vectors(connection, documents, contents, settings)
+    return _update_neighbors(connection, table, contents, settings)
 
-            table.create_index("vector", config=HnswSq(distance_type="cosine", num_partitions=1), replace=True)
+
+def _update_vectors(
+    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: Deduplication
+) -> "Table":
+    """The table of this embedder's vectors, brought to hold exactly the given contents."""
+    import pyarrow as pa
+
+    dimensions = embed_documents([""], settings).shape[1]
+    schema = pa.schema(
+        {
+            "content_hash": pa.string(),
+            "source": pa.string(),
+            "length": pa.uint32(),
+            "language": pa.string(),
+            "vector": pa.list_(pa.float32(), dimensions),
+        }
+    )
+    table = connection.create_table(f"documents_{_version(settings)}", schema=schema, exist_ok=True)
+    new = _without_gone(table, contents)
+    if new.is_empty():
+        return table
+    of_new = documents.select("content_hash", "text").join(
+        new.lazy().select("content_hash", "source", "language", length="characters"), on="content_hash"
+    )
+    seen: set[str] = set()
+    for batch in of_new.collect_batches(chunk_size=DOCUMENTS_AT_ONCE):
+        fresh = batch.unique("content_hash", maintain_order=True).filter(~pl.col("content_hash").is_in(list(seen)))
+        seen.update(fresh["content_hash"])
+        vectors = embed_documents(fresh["text"].to_list(), settings)
+        rows = fresh.with_columns(vector=pl.Series(vectors, dtype=pl.Array(pl.Float32, dimensions)))
+        table.add(rows.select(schema.names).to_arrow().cast(schema))
+    table.optimize()
+    if table.count_rows() >= INDEX_FROM and not table.list_indices():
+        from lancedb.index import HnswSq
+
+        table.create_index("vector", config=HnswSq(distance_type="cosine", num_partitions=1))
     return table
 
 
-def neighbors(table: "Table", settings: Deduplication) -> pl.DataFrame:
-    """The pairs of near vectors: content_hash, neighbor (a content hash too), cosine, at or above the threshold.
+def _update_neighbors(
+    connection: "DBConnection", table: "Table", contents: pl.DataFrame, settings: Deduplication
+) -> pl.DataFrame:
+    import pyarrow as pa
 
-    Each content's `NEIGHBORS` nearest are looked at: exactly in a small table, by the HNSW index in a large one.
-    """
-    rows = pl.DataFrame(table.to_arrow().select(["content_hash", "vector"])).sort("content_hash")
-    exact = rows.height < INDEX_FROM
-    found = []
-    for batch in rows.iter_slices(DOCUMENTS_AT_ONCE):
-        search = table.search(list(batch["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
+    schema = pa.schema(
+        {"content_hash": pa.string(), "neighbor": pa.list_(pa.string()), "cosine": pa.list_(pa.float64())}
+    )
+    version = digest_of([_version(settings), settings.semantic_cosine, settings.hnsw_ef])[:16]
+    found = connection.create_table(f"neighbors_{version}", schema=schema, exist_ok=True)
+    new = _without_gone(found, contents)
+    exact = table.count_rows() < INDEX_FROM
+    for hashes in new["content_hash"].sort().to_frame().iter_slices(DOCUMENTS_AT_ONCE):
+        names = hashes["content_hash"].to_list()
+        rows = pl.DataFrame(_where(table, names, ["content_hash", "vector"]))
+        search = table.search(list(rows["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
         search = search.bypass_vector_index() if exact else search.ef(settings.hnsw_ef)
         nearest = pl.DataFrame(search.select(["content_hash", "_distance"]).limit(NEIGHBORS + 1).to_arrow())
         if "query_index" not in nearest.columns:  # LanceDB leaves it out for a single query
             nearest = nearest.with_columns(query_index=pl.lit(0))
-        found.append(
+        close = (
             nearest.select(
-                batch["content_hash"].gather(nearest["query_index"]),
-                pl.col("content_hash").alias("neighbor"),
-                (1 - pl.col("_distance")).cast(pl.Float64).alias("cosine"),
-            ).filter(
+                rows["content_hash"].gather(nearest["query_index"]),
+                neighbor="content_hash",
+                cosine=(1 - pl.col("_distance")).cast(pl.Float64),
+            )
+            .filter(
                 pl.col("content_hash") != pl.col("neighbor"),
                 pl.col("cosine").fill_nan(None) >= settings.semantic_cosine,
             )
+            .sort("content_hash", "cosine", "neighbor", descending=[False, True, False])
+            .group_by("content_hash", maintain_order=True)
+            .all()
         )
-    return pl.concat(found).sort("content_hash", "cosine", "neighbor", descending=[False, True, False])
+        found.add(hashes.join(close, on="content_hash", how="left").to_arrow().cast(schema))
+    rows = pl.DataFrame(found.to_arrow())
+    return rows.explode("neighbor", "cosine").drop_nulls().sort("content_hash", "cosine", descending=[False, True])
 
 
-def texts_agree(first: str, second: str, settings: Deduplication) -> bool:
-    """Whether two texts are as close in length and in their character n-grams as semantic duplicates must be."""
-    shorter, longer = sorted((len(first), len(second)))
-    if shorter < settings.semantic_length_ratio * longer:
-        return False
-    ngrams = (distinct_ngrams(text, settings.ngram) for text in (first, second))
-    return jaccard(*ngrams) >= settings.semantic_jaccard
+def _version(settings: Deduplication) -> str:
+    return digest_of([settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]
 
 
-def _hashes(table: "Table") -> set[str]:
-    return set(table.search().select(["content_hash"]).to_arrow()["content_hash"].to_pylist())
+def _without_gone(table: "Table", contents: pl.DataFrame) -> pl.DataFrame:
+    """Delete the rows of contents that are no more; return the contents that the table does not hold."""
+    held = pl.Series(table.search().select(["content_hash"]).to_arrow()["content_hash"], dtype=pl.String)
+    gone = held.filter(~held.is_in(contents["content_hash"].implode()))
+    for names in gone.to_frame().iter_slices(DOCUMENTS_AT_ONCE):
+        table.delete(_condition(names.to_series().to_list()))
+    return contents.filter(~pl.col("content_hash").is_in(held.implode()))
+
+
+def _where(table: "Table", names: list[str], columns: list[str]) -> "pa.Table":
+    return table.search().where(_condition(names)).select(columns).limit(len(names)).to_arrow()
+
+
+def _condition(names: list[str]) -> str:
+    return "content_hash IN ({})".format(", ".join(f"'{name}'" for name in names))
