@@ -32,7 +32,11 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
             AssetSelection.assets("gguf_model", "gguf_evaluation"),
             description="Convert, quantize and measure one GGUF quantization (a partition).",
         ),
-        dg.define_asset_job(REPORT_JOB, AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation")),
+        dg.define_asset_job(
+            REPORT_JOB,
+            (AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation"))
+            | AssetSelection.assets("corpus_report"),
+        ),
         dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
     ]
 

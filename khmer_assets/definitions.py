@@ -3,6 +3,7 @@
 Nothing is defined here. `dagster` loads `defs`; tests build their own with `build_definitions`.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from khmer_assets.pretraining.assets import pretraining_assets
 from khmer_assets.recipe import Recipe
 from khmer_assets.serving.assets import serving_assets
 from khmer_assets.tokenizer.assets import tokenizer_assets
+from resources.batches import RAY_VARIABLE, Batches
 from resources.compute import Compute
 from resources.home import home
 from resources.model_server import ModelServer
@@ -56,6 +58,7 @@ def build_definitions(
             "frames": FramesIOManager(**storage),
             "folders": FoldersIOManager(**storage),
             "compute": Compute(home=str(state)),
+            "batches": Batches(home=str(state), ray_address=os.environ.get(RAY_VARIABLE, "")),
             "mlflow": mlflow_tracking.configured(
                 {
                     "experiment_name": EXPERIMENT,

@@ -20,6 +20,7 @@ from pydantic import PrivateAttr
 from upath import UPath
 
 VERSIONS_KEPT = 2
+ROW_GROUP = 512  # rows that are read together, when a reader wants some of them only
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 100
 DATA = "data.parquet"
@@ -188,17 +189,18 @@ class FramesIOManager(_StoreIOManager):
     def handle_output(self, context: dg.OutputContext, obj: pl.LazyFrame) -> None:
         """Write, commit and describe a frame."""
         with self.store.aside() as folder:
-            everything = folder / "everything.parquet"
-            obj.lazy().sink_parquet(everything)
-            written = pl.scan_parquet(everything)
             metadata: dict[str, Any] = {}
-            if "rule" in written.collect_schema():
-                written.filter(pl.col("rule").is_not_null()).sink_parquet(folder / REMOVED)
-                written.filter(pl.col("rule").is_null()).drop("rule", "measure", "reason").sink_parquet(folder / DATA)
-                everything.unlink()
+            if "rule" in obj.collect_schema():
+                removed = obj.filter(pl.col("rule").is_not_null())
+                kept = obj.filter(pl.col("rule").is_null()).drop("rule", "measure", "reason")
+                sinks = [
+                    frame.sink_parquet(folder / file, row_group_size=ROW_GROUP, lazy=True)
+                    for frame, file in ((removed, REMOVED), (kept, DATA))
+                ]
+                pl.collect_all(sinks)
                 metadata = _describe_removed(pl.scan_parquet(folder / REMOVED))
             else:
-                everything.rename(folder / DATA)
+                obj.sink_parquet(folder / DATA, row_group_size=ROW_GROUP)
             folder = self._commit(context, folder)
         frame = pl.scan_parquet(folder / DATA)
         schema = frame.collect_schema()

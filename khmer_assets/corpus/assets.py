@@ -1,25 +1,26 @@
 """The assets of the corpus stage, from the sources' files to the training mixture, and their checks."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from khmer_assets.corpus import sources
-from khmer_assets.corpus.documents import kept
-from khmer_assets.corpus.duplicates import find_duplicates, remove_duplicates
-from khmer_assets.corpus.filters import filter_documents
+from khmer_assets.corpus import report, sources
+from khmer_assets.corpus.documents import DOCUMENT, kept
+from khmer_assets.corpus.duplicates import all_documents, find_duplicates, remove_duplicates, sign_batch
+from khmer_assets.corpus.filters import filter_batch
 from khmer_assets.corpus.mixture import mix
-from khmer_assets.corpus.normalized import normalize_documents
+from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.sources import collect
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.plots import as_markdown, new_figure
 from khmer_assets.recipe import Recipe, RecipeError, digest_of
+from resources.batches import Batches
 from resources.compute import Compute
 from resources.storage import DATA, REMOVED, markdown_table
 from resources.vector_index import VectorIndex
@@ -64,34 +65,47 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         with _computed(documents) as rows:
             yield dg.Output(rows, metadata=_lengths(kept(rows)))
 
-    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(1, "normalization"))
-    def normalized_corpus(raw_corpus: pl.LazyFrame) -> Iterator[dg.Output[pl.LazyFrame]]:
-        """The documents in canonical Unicode (Technical Note 61 for Khmer), with the content hash of the new text."""
-        counts: list[dict[str, int]] = []
-        with _computed(normalize_documents(raw_corpus, recipe.normalization, counts)) as rows:
-            by_rule = sum(map(Counter, counts), Counter())
-            table = pl.DataFrame(by_rule.most_common(), schema={"rule": pl.String, "changes": pl.Int64}, orient="row")
-            yield dg.Output(
-                rows,
-                metadata={"changes": by_rule.total(), "changes_by_rule": dg.MetadataValue.md(markdown_table(table))},
-            )
+    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(2, "normalization"))
+    def normalized_corpus(
+        context: dg.AssetExecutionContext, raw_corpus: pl.LazyFrame, batches: Batches
+    ) -> dg.Output[pl.LazyFrame]:
+        """The documents in canonical Unicode (Technical Note 61 for Khmer), with the content hash of the new text, and
+        `changes`: how often each rule changed the text."""
+        normalized = partial(normalize_batch, settings=recipe.normalization)
+        rows = batches.map(*_name_and_version(context), normalized, raw_corpus)
+        by_rule = changes_by_rule(rows)
+        return dg.Output(
+            rows,
+            metadata={
+                "changes": int(by_rule["changes"].sum()),
+                "changes_by_rule": dg.MetadataValue.md(markdown_table(by_rule)),
+            },
+        )
 
-    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(1, "filters"))
-    def filtered_corpus(normalized_corpus: pl.LazyFrame) -> Iterator[dg.Output[pl.LazyFrame]]:
+    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(2, "filters"))
+    def filtered_corpus(
+        context: dg.AssetExecutionContext, normalized_corpus: pl.LazyFrame, batches: Batches
+    ) -> dg.Output[pl.LazyFrame]:
         """The documents that pass the filters, with the language identified; the others are kept aside with rule,
         measure and reason."""
-        with _computed(filter_documents(normalized_corpus, recipe.filters)) as rows:
-            yield dg.Output(rows, metadata=_verdicts(rows, "rule"))
+        judged = partial(filter_batch, settings=recipe.filters)
+        rows = batches.map(*_name_and_version(context), judged, normalized_corpus.select(*DOCUMENT))
+        return dg.Output(rows, metadata=_verdicts(rows, "rule"))
 
-    @dg.asset(**corpus, code_version=f"{recipe.version(1, 'deduplication')}-{all_sources}")
+    @dg.asset(**corpus, code_version=f"{recipe.version(2, 'deduplication')}-{all_sources}")
     def dedup_index(
-        filtered_corpus: dict[str, pl.LazyFrame], vector_index: VectorIndex
-    ) -> Iterator[dg.Output[pl.LazyFrame]]:
+        filtered_corpus: dict[str, pl.LazyFrame], batches: Batches, vector_index: VectorIndex
+    ) -> dg.Output[pl.LazyFrame]:
         """Which documents of all sources are copies (id, source, content_hash, cluster, kept_id, duplicate_rule,
         measure, reason): by content, by MinHash, and by embeddings in LanceDB."""
-        by_name = {name: filtered_corpus[name] for name in recipe.sources if name in filtered_corpus}
-        with _computed(find_duplicates(by_name, recipe.deduplication, vector_index.connect())) as rows:
-            yield dg.Output(rows, metadata=_verdicts(rows, "duplicate_rule"))
+        names = [name for name in recipe.sources if name in filtered_corpus]
+        documents = all_documents({name: filtered_corpus[name] for name in names})
+        settings = recipe.deduplication
+        version = digest_of([1, settings.ngram, settings.permutations])  # all that a signature depends on
+        sign = partial(sign_batch, settings=settings)
+        signed = batches.map("signatures", version, sign, documents, workers="threads")
+        rows = find_duplicates(documents, signed, names, settings, Path(batches.home), vector_index.connect())
+        return dg.Output(rows, metadata=_verdicts(rows, "duplicate_rule"))
 
     @dg.asset(**corpus, partitions_def=partitions, code_version="1")
     def deduplicated_corpus(filtered_corpus: pl.LazyFrame, dedup_index: pl.LazyFrame) -> pl.LazyFrame:
@@ -113,6 +127,30 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
                     "documents_without_weight": left_out.select(pl.len()).collect().item(),
                 },
             )
+
+    @dg.asset(group_name="corpus", io_manager_key="folders", code_version=f"1-{all_sources}")
+    def corpus_report(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        raw_corpus: dict[str, Path],
+        normalized_corpus: dict[str, Path],
+        filtered_corpus: dict[str, Path],
+        deduplicated_corpus: dict[str, Path],
+        dedup_index: Path,
+        tokenizer: Path,
+    ) -> dg.Output[Path]:
+        """`report.md`, `report.json`, plots, and `examples.md` with ten removed rows of each rule: documents,
+        characters and tokens by source and month, what each rule removed, clusters of copies, lengths and scripts."""
+        spec = report.Spec(
+            raw=raw_corpus,
+            normalized=normalized_corpus,
+            filtered=filtered_corpus,
+            deduplicated=deduplicated_corpus,
+            dedup_index=dedup_index,
+            tokenizer=tokenizer,
+            seed=recipe.seed,
+        )
+        return compute.run(context, report.__name__, spec)
 
     def no_row_is_lost(after: str, before: str) -> dg.AssetChecksDefinition:
         @dg.asset_check(
@@ -173,6 +211,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         dedup_index,
         deduplicated_corpus,
         training_mixture,
+        corpus_report,
         no_row_is_lost("normalized_corpus", "raw_corpus"),
         no_row_is_lost("filtered_corpus", "normalized_corpus"),
         no_row_is_lost("deduplicated_corpus", "filtered_corpus"),
@@ -181,6 +220,12 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         weighted_languages_are_present,
         shares_follow_weights,
     ]
+
+
+def _name_and_version(context: dg.AssetExecutionContext) -> tuple[str, str]:
+    """Under what the results of an artifact's batches are kept, and what they were made with."""
+    version = context.assets_def.code_versions_by_key[context.asset_key]
+    return f"{context.asset_key.to_python_identifier()}/{context.partition_key}", version or ""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The corpus stage as a graph, from files to the mixture, over three small sources of which one has no files."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -10,26 +11,39 @@ import yaml
 
 from khmer_assets.corpus.assets import corpus_assets
 from khmer_assets.recipe import Recipe
+from khmer_assets.tokenizer.train import KHMER_PATTERN, train_bpe
+from resources import batches
+from resources.batches import Batches
 from resources.compute import Compute
-from resources.storage import FramesIOManager, Store
+from resources.storage import FoldersIOManager, FramesIOManager, Store
 from resources.vector_index import VectorIndex
 
 CORPUS = ["raw_corpus", "normalized_corpus", "filtered_corpus"]
 
 
+@dg.asset(io_manager_key="folders")
+def tokenizer() -> Path:
+    """Stands for the next stage's, which the report counts tokens with."""
+    folder = Path(tempfile.mkdtemp())
+    train_bpe(iter(["ក្មេងៗទៅលេង the children"]), 300, KHMER_PATTERN).save(str(folder / "tokenizer.json"))
+    return folder
+
+
 class Graph:
     """The stage's assets with a store in a folder of their own."""
 
-    def __init__(self, recipe: Recipe, folder: Path):
+    def __init__(self, recipe: Recipe, folder: Path, ray_address: str = ""):
         parts = corpus_assets(recipe)
         checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
         self.store = Store(str(folder / "store"), folder / "cache")
         self.instance = dg.DagsterInstance.ephemeral()
         self.definitions = dg.Definitions(
-            assets=[part for part in parts if part not in checks],
+            assets=[tokenizer, *(part for part in parts if part not in checks)],
             asset_checks=checks,
             resources={
                 "frames": FramesIOManager(root=str(folder / "store"), cache=str(folder / "cache")),
+                "folders": FoldersIOManager(root=str(folder / "store"), cache=str(folder / "cache")),
+                "batches": Batches(home=str(folder), ray_address=ray_address),
                 "compute": Compute(home=str(folder)),
                 "vector_index": VectorIndex(path=str(folder / "vectors")),
             },
@@ -51,8 +65,9 @@ class Graph:
 
 
 @pytest.fixture(scope="module")
-def graph(recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
+def small(recipe, tmp_path_factory) -> Recipe:
+    """A recipe with three sources, one of which has no files."""
+    folder = tmp_path_factory.mktemp("sources")
     khmer = [f"នៅថ្ងៃទី {number} ក្មេងៗ\u200bទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី {number * 7} ក្បាល។" for number in range(90)]
     english = [f"On day {number} the children went to the river and caught {number * 7} fish." for number in range(90)]
     (folder / "pages.jsonl").write_text(
@@ -70,9 +85,12 @@ def graph(recipe, tmp_path_factory):
     )
     mixture = recipe.mixture.model_copy(update={"validation_ratio": 0.2})
     deduplication = recipe.deduplication.model_copy(update={"jaccard": 0.95})
-    return Graph(
-        recipe.model_copy(update={"catalogue": catalogue, "mixture": mixture, "deduplication": deduplication}), folder
-    )
+    return recipe.model_copy(update={"catalogue": catalogue, "mixture": mixture, "deduplication": deduplication})
+
+
+@pytest.fixture(scope="module")
+def graph(small, tmp_path_factory) -> Graph:
+    return Graph(small, tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +120,23 @@ def test_rows_set_aside_say_why(graph, results):
     (copy,) = graph.removed("deduplicated_corpus", "lines").iter_rows(named=True)
     assert copy["rule"] == "exact_duplicate"
     assert "pages:" in copy["reason"]
+
+
+def test_the_report_accounts_for_every_row(graph, results):
+    assert graph.run("tokenizer").success
+    assert graph.run("corpus_report").success
+    folder = graph.store.current("corpus_report")
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["source"] for row in report["Sources"]] == ["pages", "lines"]
+    rows_read = sum(row["raw"] for row in report["Sources"])
+    rows_left = sum(row["deduplicated"] for row in report["Sources"])
+    assert rows_read == rows_left + sum(row["rows"] for row in report["Removed"])
+    assert all(row["tokens"] > 0 for row in report["Sources"])
+    assert report["Copies between sources"] == [
+        {"source": "lines", "kept_in": "pages", "duplicate_rule": "exact_duplicate", "documents": 1}
+    ]
+    assert report["Clusters"] == [{"size": 2, "clusters": 1, "between_sources": 1}]
+    assert "ខ្លី" in (folder / "examples.md").read_text()
 
 
 def test_word_marks_are_gone_and_the_language_is_known(graph, results):
@@ -144,4 +179,21 @@ def test_a_source_that_leaves_the_catalogue_makes_what_is_made_of_all_sources_st
         assets = {part.key.to_user_string(): part for part in parts if type(part) is dg.AssetsDefinition}
         versions.append({name: asset.code_versions_by_key[asset.key] for name, asset in assets.items()})
     changed = {name for name in versions[0] if versions[0][name] != versions[1][name]}
-    assert changed == {"dedup_index", "training_mixture"}
+    assert changed == {"corpus_report", "dedup_index", "training_mixture"}
+
+
+@pytest.mark.slow
+def test_two_ray_nodes_make_the_same_artifacts(graph, results, small, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(batches, "ROWS", 16)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        far = Graph(small, tmp_path, cluster.address)
+        assert all(far.run(asset, source).success for source in ("pages", "lines") for asset in CORPUS)
+        assert far.run("dedup_index").success
+    finally:
+        cluster.shutdown()
+    artifacts = [(asset, source) for source in ("pages", "lines") for asset in CORPUS] + [("dedup_index", None)]
+    assert {a: far.store.current(*a).name for a in artifacts} == {a: graph.store.current(*a).name for a in artifacts}
