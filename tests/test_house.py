@@ -10,7 +10,19 @@ import pytest
 from resources.home import PROJECT
 
 STAGES = {path.parent.name for path in (PROJECT / "khmer_assets").glob("*/assets.py")}
-HEAVY = ["torch", "transformers", "mlflow", "llmcompressor", "lancedb", "sklearn", "datasketch", "matplotlib", "peft"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "mlflow",
+    "llmcompressor",
+    "lancedb",
+    "numba",
+    "ray",
+    "scrapy",
+    "trafilatura",
+    "matplotlib",
+    "peft",
+]
 
 
 def imports(file: Path) -> set[str]:
