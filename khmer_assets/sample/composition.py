@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from khmer_assets.instructions.chats import hash_of, new_chat
-from khmer_assets.khmer.numbers import MONTHS, WEEKDAYS, number_to_words, to_khmer_digits
+from khmer_assets.khmer.dates import MONTHS, WEEKDAYS
+from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.recipe import Language
 
 VERSION = 3
