@@ -206,4 +206,4 @@ def test_a_changed_source_makes_that_source_again_and_what_comes_out_different(f
     assert again.returncode == 0, again.stderr
     made = re.findall(r"^\[ *\d+/\d+\] (.+)$", again.stdout, re.MULTILINE)
     own = ["raw_corpus (udhr)", "normalized_corpus (udhr)", "filtered_corpus (udhr)", "deduplicated_corpus (udhr)"]
-    assert sorted(made) == sorted([*own, "dedup_index"])
+    assert sorted(made) == sorted([*own, "dedup_index", "corpus_report"])
