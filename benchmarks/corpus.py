@@ -15,6 +15,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -29,7 +30,7 @@ from resources.batches import Batches
 from resources.home import PROJECT
 from resources.storage import DATA, REMOVED, ROW_GROUP, markdown_table
 
-SOURCES = {
+SOURCES: dict[str, dict[str, Any]] = {
     "office_help": {"path": "office_help.jsonl", "text": ["km", "en"], "id": "id"},
     "wikipedia_lines": {"path": "wikipedia_lines.jsonl", "id": "id"},
     "spoken_prompts": {"path": "spoken_prompts.jsonl", "id": "id"},

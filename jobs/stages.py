@@ -20,7 +20,7 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
             description="Collect, normalize and filter one source (a partition).",
         ),
         dg.define_asset_job("find_duplicates", AssetSelection.assets("dedup_index")),
-        dg.define_asset_job("remove_duplicates", AssetSelection.assets("deduplicated_corpus")),
+        dg.define_asset_job("remove_duplicates", AssetSelection.assets("deduplicated_corpus", "verbalized_sentences")),
         dg.define_asset_job(
             "train_tokenizer", AssetSelection.assets("training_mixture") | AssetSelection.groups("tokenizer")
         ),

@@ -17,6 +17,7 @@ from khmer_assets.corpus.filters import filter_batch
 from khmer_assets.corpus.mixture import mix
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.sources import collect
+from khmer_assets.corpus.verbalized import verbalize_batch
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.plots import as_markdown, new_figure
 from khmer_assets.recipe import Recipe, RecipeError, digest_of
@@ -111,6 +112,15 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
     def deduplicated_corpus(filtered_corpus: pl.LazyFrame, dedup_index: pl.LazyFrame) -> pl.LazyFrame:
         """A source's documents without the copies that dedup_index found; those are set aside with their reason."""
         return remove_duplicates(filtered_corpus, dedup_index)
+
+    @dg.asset(**corpus, partitions_def=partitions, code_version="1")
+    def verbalized_sentences(
+        context: dg.AssetExecutionContext, deduplicated_corpus: pl.LazyFrame, batches: Batches
+    ) -> dg.Output[pl.LazyFrame]:
+        """A source's Khmer sentences that hold numbers or dates, as they are written and in words (`VERBALIZED`);
+        those whose numbers have no certain words are set aside."""
+        rows = batches.map(*_name_and_version(context), verbalize_batch, deduplicated_corpus)
+        return dg.Output(rows, metadata=_verdicts(rows, "rule"))
 
     @dg.asset(**corpus, code_version=f"{recipe.version(1, 'mixture', 'seed')}-{all_sources}")
     def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
@@ -210,6 +220,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         filtered_corpus,
         dedup_index,
         deduplicated_corpus,
+        verbalized_sentences,
         training_mixture,
         corpus_report,
         no_row_is_lost("normalized_corpus", "raw_corpus"),

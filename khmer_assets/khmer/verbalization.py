@@ -42,19 +42,12 @@ class Verbalized(NamedTuple):
     reason: str | None = None
 
 
-def verbalized_pairs(text: str) -> Iterator[tuple[str, str]]:
-    """The sentences of `text` that hold digits which have words, as they are and in words.
+def verbalized_sentences(text: str) -> Iterator[Verbalized]:
+    """Every sentence of `text` that holds digits of either script, in words or with the reason why not.
 
-    >>> list(verbalized_pairs("សួស្តី។ គាត់មានគោ១២ក្បាល។"))
+    >>> [(found.written, found.spoken) for found in verbalized_sentences("សួស្តី។ គាត់មានគោ១២ក្បាល។")]
     [('គាត់មានគោ១២ក្បាល។', 'គាត់មានគោដប់ពីរក្បាល។')]
     """
-    for sentence in verbalized_sentences(text):
-        if sentence.spoken is not None:
-            yield sentence.written, sentence.spoken
-
-
-def verbalized_sentences(text: str) -> Iterator[Verbalized]:
-    """Every sentence of `text` that holds digits of either script, in words or with the reason why not."""
     for match in _SENTENCE.finditer(text):
         if _DIGIT.search(sentence := match[0].strip()):
             yield verbalize(sentence)

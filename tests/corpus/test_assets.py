@@ -139,6 +139,14 @@ def test_the_report_accounts_for_every_row(graph, results):
     assert "ខ្លី" in (folder / "examples.md").read_text()
 
 
+def test_numbers_are_put_in_words(graph, results):
+    assert graph.run("verbalized_sentences", "pages").success
+    pairs = dict(graph.kept("verbalized_sentences", "pages").select("written", "spoken").iter_rows())
+    assert pairs["នៅថ្ងៃទី 12 ក្មេងៗទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី 84 ក្បាល។"] == (
+        "នៅថ្ងៃទី ដប់ពីរ ក្មេងៗទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី ប៉ែតសិបបួន ក្បាល។"
+    )
+
+
 def test_word_marks_are_gone_and_the_language_is_known(graph, results):
     pages = graph.kept("filtered_corpus", "pages")
     assert not pages["text"].str.contains("\u200b").any()
