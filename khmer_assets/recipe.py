@@ -170,7 +170,7 @@ class Filters(Settings):
 
 
 class Decontamination(Settings):
-    """`evaluation_sets`: each the settings of a source of kind `files`, with paths relative to the recipe. A document
+    """`evaluation_sets`: each the settings of a source of kind `files`, paths relative to the catalogue. A document
     that shares a run of `ngram` characters (white space aside) with one of them is removed; 50 characters of Khmer
     are about the 13 words of GPT-3 (Brown et al. 2020, appendix C)."""
 
