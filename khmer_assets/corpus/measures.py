@@ -19,8 +19,8 @@ from khmer_assets.khmer.words import ZERO_WIDTH_SPACE, khmer_words, spaced_words
 SPACE, KHMER, LATIN, FOREIGN, SYMBOL, LETTER, TERMINAL, TRAILING = (1 << bit for bit in range(8))
 
 TERMINAL_SIGNS = ".!?…។៕៖៙៚。！？‽؟۔"
-# Letters and signs that are used with Latin ones, or with any.
-COMMON = ("LATIN ", "COMBINING ", "MODIFIER ", "FEMININE ", "MASCULINE ", "VARIATION SELECTOR")
+# Letters and signs that are used with Khmer or Latin ones, or with any.
+COMMON = ("KHMER ", "LATIN ", "COMBINING ", "MODIFIER ", "FEMININE ", "MASCULINE ", "VARIATION SELECTOR")
 
 CHARACTERS = ("characters", "khmer", "latin", "foreign", "symbols", "visible", "khmer_lines", "latin_lines", "lines")
 TOP_NGRAMS = (2, 3, 4)

@@ -42,6 +42,7 @@ def test_what_ends_a_word(text, expected):
     assert words(text) == expected
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_but_space_is_outside_of_words(text):
     def squeezed(text: str) -> str:
@@ -50,6 +51,7 @@ def test_nothing_but_space_is_outside_of_words(text):
     assert squeezed("".join(words(text))) == squeezed(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_a_text_has_the_same_words_alone_and_among_others(texts):
     data = units("".join(texts))
@@ -59,6 +61,7 @@ def test_a_text_has_the_same_words_alone_and_among_others(texts):
     assert together == [word for text in texts for word in words(text)]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_spaced_words_are_parted_as_str_split_does(text):
     data = units(text)
