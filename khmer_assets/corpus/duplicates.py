@@ -249,7 +249,7 @@ def _similarities(
 def _by_share(texts: pl.LazyFrame, shares: int, aside: Path) -> Iterator[pl.DataFrame]:
     """Each share's texts, once each, in the order of their contents."""
     if shares > 1:
-        texts.sink_parquet(pl.PartitionBy(aside, key="share"), compression="lz4")
+        texts.sink_parquet(pl.PartitionBy(aside, key="share"), compression="lz4", row_group_size=ROWS_AT_ONCE // 10)
     for number in range(shares):
         own = pl.scan_parquet(aside / f"share={number}") if shares > 1 else texts
         yield own.select("content", "text").unique("content").sort("content").collect()
