@@ -18,7 +18,6 @@ from dagster._core.loader import LoadingContextForTest
 from resources import checks
 
 PROCESS_TAG = "khmer/process"
-OBSERVED = "source_files"
 
 Say = Callable[[str], None]
 
@@ -41,8 +40,8 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
     close_dead_runs(instance)
     graph = defs.resolve_asset_graph()
     summary = Summary()
-    if dg.AssetKey(OBSERVED) in graph.observable_asset_keys:
-        _execute(defs, instance, dg.AssetKey(OBSERVED), None)
+    for key in graph.observable_asset_keys:
+        _execute(defs, instance, key, None)
     keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
     work = [(key, partition) for key in keys for partition in checks.partitions_of(graph, key)]
     blocked: dict[tuple[dg.AssetKey, str | None], str] = {}

@@ -11,16 +11,24 @@ import dagster as dg
 import polars as pl
 
 from khmer_assets.corpus import report, sources
+from khmer_assets.corpus.decontamination import (
+    Evaluation,
+    contamination_batch,
+    evaluation_hashes,
+    evaluation_sources,
+)
+from khmer_assets.corpus.decontamination import evaluation_texts as read_evaluation_texts
 from khmer_assets.corpus.documents import DOCUMENT, kept
 from khmer_assets.corpus.duplicates import all_documents, find_duplicates, remove_duplicates, sign_batch
 from khmer_assets.corpus.filters import filter_batch
 from khmer_assets.corpus.mixture import mix
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
+from khmer_assets.corpus.personal_data import masks
 from khmer_assets.corpus.sources import collect
 from khmer_assets.corpus.verbalized import verbalize_batch
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.plots import as_markdown, new_figure
-from khmer_assets.recipe import Recipe, RecipeError, digest_of
+from khmer_assets.recipe import Filters, Recipe, RecipeError, digest_of
 from resources.batches import Batches
 from resources.compute import Compute
 from resources.storage import DATA, REMOVED, markdown_table
@@ -31,7 +39,7 @@ WEIGHT_TOLERANCE = 0.05  # a language's share of the characters, beside its weig
 
 
 def corpus_assets(recipe: Recipe) -> list[Any]:
-    """source_files, the corpus of each source in its four states, dedup_index and training_mixture, with checks."""
+    """The sources, the corpus of each in its four states, what is made of all of them, and the checks."""
     partitions = dg.StaticPartitionsDefinition(list(recipe.sources))
     base = recipe.catalogue.parent
     all_sources = digest_of(list(recipe.sources))[:8]  # a source that is gone makes what was made of all of them stale
@@ -83,15 +91,46 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
             },
         )
 
-    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(2, "filters"))
+    @dg.observable_source_asset(group_name="corpus")
+    def evaluation_files(context: dg.OpExecutionContext) -> dg.DataVersion:
+        """The data of the recipe's evaluation sets; the version is a digest of it."""
+        try:
+            found = [sources.fingerprint(source, base) for source in evaluation_sources(recipe.decontamination)]
+        except (sources.SourceError, RecipeError) as error:
+            context.log.warning(f"{error}")
+            return dg.DataVersion("missing")
+        return dg.DataVersion(digest_of(found))
+
+    @dg.asset(**corpus, deps=["evaluation_files"], code_version=recipe.version(1, "decontamination", "normalization"))
+    def evaluation_texts() -> pl.LazyFrame:
+        """The texts of the recipe's evaluation sets in canonical Unicode (evaluation_set, text), which must not be
+        trained on. A row that cannot be read fails the asset, for it would not be looked for."""
+        try:
+            texts = read_evaluation_texts(recipe.decontamination, base, recipe.normalization)
+        except (sources.SourceError, RecipeError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        rows = [(name, text) for name, own in texts.items() for text in own]
+        return pl.LazyFrame(rows, schema={"evaluation_set": pl.String, "text": pl.String}, orient="row")
+
+    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(3, "filters"))
     def filtered_corpus(
-        context: dg.AssetExecutionContext, normalized_corpus: pl.LazyFrame, batches: Batches
+        context: dg.AssetExecutionContext,
+        normalized_corpus: pl.LazyFrame,
+        evaluation_texts: pl.LazyFrame,
+        batches: Batches,
     ) -> dg.Output[pl.LazyFrame]:
-        """The documents that pass the filters, with the language identified; the others are kept aside with rule,
-        measure and reason."""
-        judged = partial(filter_batch, settings=recipe.filters)
-        rows = batches.map(*_name_and_version(context), judged, normalized_corpus.select(*DOCUMENT))
-        return dg.Output(rows, metadata=_verdicts(rows, "rule"))
+        """The documents that pass the filters and share nothing with an evaluation set, with the language identified
+        and personal data masked; the others are kept aside with rule, measure and reason."""
+        texts = evaluation_texts.group_by("evaluation_set", maintain_order=True).all().collect()
+        evaluation = evaluation_hashes(dict(texts.iter_rows()), recipe.decontamination.ngram)
+        name, version = _name_and_version(context)
+        judged = partial(_judged, filters=recipe.filters, evaluation=evaluation)
+        version += evaluation.digest
+        rows = batches.map(name, version, judged, normalized_corpus.select(*DOCUMENT))
+        found = kept(rows).select(masks(pl.col("text"))).sum().collect().row(0, named=True)
+        return dg.Output(
+            rows, metadata={**_verdicts(rows, "rule"), **{f"masked_{kind}": n for kind, n in found.items()}}
+        )
 
     @dg.asset(**corpus, code_version=f"{recipe.version(2, 'deduplication')}-{all_sources}")
     def dedup_index(
@@ -217,6 +256,8 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         source_files,
         raw_corpus,
         normalized_corpus,
+        evaluation_files,
+        evaluation_texts,
         filtered_corpus,
         dedup_index,
         deduplicated_corpus,
@@ -231,6 +272,10 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         weighted_languages_are_present,
         shares_follow_weights,
     ]
+
+
+def _judged(batch: pl.DataFrame, filters: Filters, evaluation: Evaluation) -> pl.DataFrame:
+    return contamination_batch(filter_batch(batch, filters), evaluation)
 
 
 def _name_and_version(context: dg.AssetExecutionContext) -> tuple[str, str]:

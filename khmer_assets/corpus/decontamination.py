@@ -4,6 +4,7 @@ As for GPT-3 (Brown et al. 2020, appendix C), one shared run is enough; there it
 for Khmer writes no spaces. A text of the set that is shorter than a run is found where it is all of a document.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,14 @@ class Evaluation:
     hashes: NDArray[np.uint64]
     sets: NDArray[np.uint16]
     beginnings: NDArray[np.uint8]
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal n-grams and sets."""
+        content = hashlib.sha256(repr((self.ngram, self.names)).encode())
+        content.update(self.hashes.tobytes())
+        content.update(self.sets.tobytes())
+        return content.hexdigest()[:16]
 
     def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places of the given hashes that are among these, and their places here."""
@@ -92,9 +101,11 @@ def evaluation_hashes(texts: Mapping[str, Iterable[str]], ngram: int) -> Evaluat
 
 
 def contamination_batch(batch: pl.DataFrame, evaluation: Evaluation) -> pl.DataFrame:
-    """`batch` (columns of `DOCUMENT`) in its order with rule, measure and reason: `contaminated` where a document
-    shares an n-gram with an evaluation set, the measure being the share of its n-grams that do."""
-    verdicts = [_verdict(text, evaluation) for text in batch["text"].fill_null("")]
+    """`batch` (columns of `DOCUMENT`, and rule, measure and reason) in its order: a row that no rule has set aside
+    gets the rule `contaminated` where it shares an n-gram with an evaluation set; the measure is the share of its
+    n-grams that do."""
+    rows = batch.select("text", *SET_ASIDE).iter_rows()
+    verdicts = [_verdict(text or "", evaluation) if own[0] is None else own for text, *own in rows]
     columns = list(zip(*verdicts, strict=True)) or [()] * len(SET_ASIDE)
     return batch.with_columns(
         pl.Series(name, values, dtype=kind) for (name, kind), values in zip(SET_ASIDE.items(), columns, strict=True)

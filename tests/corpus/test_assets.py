@@ -74,6 +74,7 @@ def small(recipe, tmp_path_factory) -> Recipe:
         "\n".join(json.dumps({"km": k, "en": e}) for k, e in zip(khmer, english, strict=True))
     )
     (folder / "lines.txt").write_text("\n".join([khmer[3], "ខ្លី", "ម្តាយធ្វើម្ហូបនៅផ្ទះបាយតាំងពីព្រឹក។"]))
+    (folder / "exam.jsonl").write_text(json.dumps({"text": khmer[50]}))
     entries = [
         {"name": "pages", "settings": {"path": "pages.jsonl", "text": ["km", "en"]}},
         {"name": "lines", "settings": {"path": "lines.txt", "split": "line"}},
@@ -85,7 +86,15 @@ def small(recipe, tmp_path_factory) -> Recipe:
     )
     mixture = recipe.mixture.model_copy(update={"validation_ratio": 0.2})
     deduplication = recipe.deduplication.model_copy(update={"jaccard": 0.95})
-    return recipe.model_copy(update={"catalogue": catalogue, "mixture": mixture, "deduplication": deduplication})
+    decontamination = recipe.decontamination.model_copy(update={"evaluation_sets": [{"path": "exam.jsonl"}]})
+    return recipe.model_copy(
+        update={
+            "catalogue": catalogue,
+            "mixture": mixture,
+            "deduplication": deduplication,
+            "decontamination": decontamination,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,8 @@ def graph(small, tmp_path_factory) -> Graph:
 
 @pytest.fixture(scope="module")
 def results(graph):
-    runs = [graph.run(asset, source) for source in ("pages", "lines") for asset in CORPUS]
+    runs = [graph.run("evaluation_texts")]
+    runs += [graph.run(asset, source) for source in ("pages", "lines") for asset in CORPUS]
     runs.append(graph.run("dedup_index"))
     runs += [graph.run("deduplicated_corpus", source) for source in ("pages", "lines")]
     runs.append(graph.run("training_mixture"))
@@ -117,6 +127,9 @@ def test_every_asset_materializes_and_passes_its_checks(results):
 
 def test_rows_set_aside_say_why(graph, results):
     assert graph.removed("filtered_corpus", "lines").select("rule", "text").rows() == [("too_short", "ខ្លី")]
+    (asked,) = graph.removed("filtered_corpus", "pages").iter_rows(named=True)
+    assert asked["rule"] == "contaminated"
+    assert "exam.jsonl" in asked["reason"]
     (copy,) = graph.removed("deduplicated_corpus", "lines").iter_rows(named=True)
     assert copy["rule"] == "exact_duplicate"
     assert "pages:" in copy["reason"]
@@ -150,12 +163,12 @@ def test_numbers_are_put_in_words(graph, results):
 def test_word_marks_are_gone_and_the_language_is_known(graph, results):
     pages = graph.kept("filtered_corpus", "pages")
     assert not pages["text"].str.contains("\u200b").any()
-    assert dict(pages.group_by("language").len().iter_rows()) == {"khm": 90, "eng": 90}
+    assert dict(pages.group_by("language").len().iter_rows()) == {"khm": 89, "eng": 90}
 
 
 def test_the_mixture_holds_what_all_sources_kept(graph, results):
     kept = sum(graph.kept("deduplicated_corpus", source).height for source in ("pages", "lines"))
-    assert graph.kept("training_mixture").height == kept == 181
+    assert graph.kept("training_mixture").height == kept == 180
 
 
 def test_sources_are_observed_each_for_itself(graph):
@@ -199,6 +212,7 @@ def test_two_ray_nodes_make_the_same_artifacts(graph, results, small, tmp_path, 
     try:
         cluster.add_node(num_cpus=1)
         far = Graph(small, tmp_path, cluster.address)
+        assert far.run("evaluation_texts").success
         assert all(far.run(asset, source).success for source in ("pages", "lines") for asset in CORPUS)
         assert far.run("dedup_index").success
     finally:

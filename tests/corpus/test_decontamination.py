@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from khmer_assets.corpus.decontamination import (
     evaluation_sources,
     evaluation_texts,
 )
+from khmer_assets.corpus.documents import SET_ASIDE
 from khmer_assets.corpus.sources import SourceError, fingerprint
 from khmer_assets.recipe import Decontamination, RecipeError
 from tests.corpus.conftest import documents
@@ -23,8 +25,14 @@ OTHER = "កូនៗរៀននៅសាលាបឋមសិក្សា ហ�
 N = 50
 
 
+def kept_so_far(texts: list[str]) -> pl.DataFrame:
+    return (
+        documents("s", texts).with_columns(pl.lit(None, kind).alias(name) for name, kind in SET_ASIDE.items()).collect()
+    )
+
+
 def judged(text: str, evaluation: Evaluation) -> dict[str, object]:
-    (row,) = contamination_batch(documents("s", [text]).collect(), evaluation).iter_rows(named=True)
+    (row,) = contamination_batch(kept_so_far([text]), evaluation).iter_rows(named=True)
     return row
 
 
@@ -58,7 +66,7 @@ def test_a_short_text_of_the_set_is_found_where_it_is_all_of_a_document(evaluati
 
 def test_without_evaluation_sets_all_stay():
     assert judged(QUESTION, evaluation_hashes({}, N))["rule"] is None
-    assert contamination_batch(documents("s", []).collect(), evaluation_hashes({}, N)).is_empty()
+    assert contamination_batch(kept_so_far([]), evaluation_hashes({}, N)).is_empty()
 
 
 def test_what_is_looked_for_can_be_sent_to_another_process(evaluation):
@@ -94,7 +102,7 @@ def test_a_set_that_cannot_be_read_is_an_error(recipe, tmp_path):
 @given(st.lists(st.text(max_size=120), max_size=4), st.lists(st.text(max_size=120), max_size=4))
 def test_any_texts_are_judged_as_a_plain_search_would(texts, sets):
     n = 8
-    judged = contamination_batch(documents("s", texts).collect(), evaluation_hashes({"set": sets}, n))
+    judged = contamination_batch(kept_so_far(texts), evaluation_hashes({"set": sets}, n))
 
     def runs(text: str) -> set[str]:
         squeezed = "".join(text.split())
@@ -102,3 +110,8 @@ def test_any_texts_are_judged_as_a_plain_search_would(texts, sets):
 
     held = set().union(*map(runs, sets))
     assert judged["rule"].is_not_null().to_list() == [bool(runs(text) & held) for text in texts]
+
+
+def test_a_row_that_was_set_aside_before_keeps_its_reason(evaluation):
+    row = kept_so_far([QUESTION]).with_columns(rule=pl.lit("symbols"), measure=0.9, reason=pl.lit("many signs"))
+    assert contamination_batch(row, evaluation).equals(row)
