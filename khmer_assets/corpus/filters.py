@@ -1,8 +1,8 @@
 """What a document must be to stay in the corpus: rules, each with a measure, a limit and a sentence.
 
 Limits are the recipe's; its defaults are FineWeb2's for Khmer and Gopher's for English. `measures.py` counts, and
-counts Khmer words with ICU: `python -m benchmarks.filters` shows how often the verdicts are those of datatrove, which
-FineWeb2 was filtered with. Personal data are masked before anything is judged.
+counts Khmer words as khmer-nltk does: `python -m benchmarks.filters` shows how often the verdicts are those of
+datatrove, which FineWeb2 was filtered with. Personal data are masked before anything is judged.
 
 A document is first judged as a whole:
 
