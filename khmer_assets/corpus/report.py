@@ -196,7 +196,7 @@ def _stages_picture(table: pl.DataFrame) -> Any:
         axes.barh(places, table[stage].to_list(), height=0.2, label=stage)
     axes.set_yticks([row + 0.3 for row in range(table.height)], table["source"].to_list())
     axes.invert_yaxis()
-    axes.set(xlabel="documents", title="What each stage leaves")
+    axes.set(xscale="symlog", xlabel="documents", title="What each stage leaves")
     axes.legend()
     return figure
 
@@ -215,6 +215,7 @@ def _time_picture(table: pl.DataFrame) -> Any:
     if months:
         axes.legend()
     else:
+        axes.set_axis_off()
         axes.text(0.5, 0.5, "no document says when it was published", ha="center", transform=axes.transAxes)
     return figure
 
@@ -234,7 +235,7 @@ def _lengths_picture(documents: pl.DataFrame) -> Any:
     for (source,), rows in documents.group_by("source", maintain_order=True):
         bins = [10 ** (place / 5) for place in range(36)]
         axes.hist(rows["characters"].to_numpy(), bins=bins, histtype="step", label=str(source))
-    axes.set(xscale="log", xlabel="characters of a document", ylabel="documents", title="Lengths")
+    axes.set(xscale="log", yscale="symlog", xlabel="characters of a document", ylabel="documents", title="Lengths")
     axes.legend()
     return figure
 
