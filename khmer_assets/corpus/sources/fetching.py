@@ -16,7 +16,14 @@ LONGEST_ANSWER = 300.0  # seconds for the whole of an answer
 
 
 class Unreachable(Exception):
-    """An address without a usable answer. The message names the address and says what came instead."""
+    """An address without a usable answer. The message names the address and says what came instead.
+
+    `status` is that of an answer that will be the same the next time, else None.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Fetcher:
                     return answer
                 problem = f"status {answer.status}" if answer.status != expected else "the host is busy"
                 if answer.status not in (expected, 429) and answer.status < 500:
-                    raise Unreachable(f"{url}: {problem}, expected {expected}")
+                    raise Unreachable(f"{url}: {problem}, expected {expected}", answer.status)
             except (httpx.TransportError, httpx.DecodingError) as error:
                 problem = f"{type(error).__name__}: {error}"
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -100,7 +107,7 @@ class Fetcher:
                     for block in response.iter_bytes(1 << 16):
                         body += block
                         if len(body) > most_bytes:
-                            raise Unreachable(f"{url}: the answer is over {most_bytes:,} bytes")
+                            raise Unreachable(f"{url}: the answer is over {most_bytes:,} bytes", response.status_code)
                         if time.monotonic() - started > LONGEST_ANSWER:
                             raise Unreachable(f"{url}: the answer takes over {LONGEST_ANSWER:g} seconds")
                 return Answer(response.status_code, response.headers, bytes(body))

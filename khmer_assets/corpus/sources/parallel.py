@@ -12,13 +12,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CHUNK = 64  # things that travel together
+CHUNK_SIZE = 4_000_000
 INLINE_CHUNKS = 2  # fewer are done here, without the second that processes take to start
 WAITING = 4  # chunks a core that are read ahead
 
 
-def in_parallel(function: Callable[[list[T]], list[R]], things: Iterable[T]) -> Iterator[R]:
-    """What `function` makes of `things`, a chunk of them at a time. `function` and things can be pickled."""
-    waiting_chunks = chunks(things, CHUNK)
+def in_parallel(
+    function: Callable[[list[T]], list[R]], things: Iterable[T], size: Callable[[T], int] = lambda thing: 1
+) -> Iterator[R]:
+    """What `function` makes of `things`, a chunk of them at a time. `function` and things can be pickled.
+
+    `size` is a thing's, in bytes or characters: large things travel in smaller chunks.
+    """
+    waiting_chunks = chunks(things, CHUNK, size)
     first = list(islice(waiting_chunks, INLINE_CHUNKS + 1))
     if len(first) <= INLINE_CHUNKS:
         for chunk in first:
@@ -38,8 +44,15 @@ def in_parallel(function: Callable[[list[T]], list[R]], things: Iterable[T]) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def chunks(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Things in lists of `size`, the last one shorter."""
-    iterator = iter(things)
-    while chunk := list(islice(iterator, size)):
+def chunks(things: Iterable[T], count: int, size: Callable[[T], int] = lambda thing: 1) -> Iterator[list[T]]:
+    """Things in lists of `count`, or of fewer where their sizes reach `CHUNK_SIZE`."""
+    chunk: list[T] = []
+    total = 0
+    for thing in things:
+        chunk.append(thing)
+        total += size(thing)
+        if len(chunk) >= count or total >= CHUNK_SIZE:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
         yield chunk

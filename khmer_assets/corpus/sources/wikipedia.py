@@ -270,7 +270,7 @@ def _read_dump(file: UPath, version: str, refresh: Refresh) -> None:
             now["complete"] = True
 
     now["pages"] = 0
-    for stored in chunks(in_parallel(_rows, articles()), STORED_PAGES):
+    for stored in chunks(in_parallel(_rows, articles(), lambda numbered: len(numbered[1].wikitext)), STORED_PAGES):
         collection.store((key, row) for _, key, row in stored)
         collection.note(name, json.dumps({**before, "pages": stored[-1][0]}))
         refresh.log(f"{file.name}: {stored[-1][0]:,} pages read")
