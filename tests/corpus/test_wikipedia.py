@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from khmer_assets.corpus import sources
 from khmer_assets.corpus.sources import SourceError, fetching, parallel, wikipedia
+from khmer_assets.corpus.sources import wikitext as wikitext_module
 from khmer_assets.corpus.sources.collection import Collection
 from khmer_assets.corpus.sources.wikitext import MarkupError, Names, plain_text
 from khmer_assets.recipe import RecipeError, Source
@@ -105,6 +106,21 @@ def test_the_first_category_is_the_articles():
 @settings(max_examples=150, deadline=None)
 def test_no_markup_breaks_the_reading(pieces):
     plain_text("".join(pieces), NAMES)
+
+
+PIECES = ["ក", " ", "\n", "\n\n", "[[ក]]", "[[ក|ខ]]", "{{ក}}", "{{ក|ខ={{គ}}}}", " '''ក''' ", "<ref>ក</ref>",
+          "<ref name=a/>", "<!--ក-->", "\n== ក ==\n", "\n* ក", "[[File:a.jpg|thumb|[[ក]] ខ]]", "[http://a.example ក]",
+          "&amp;", "<b>[[ក|ខ]]</b>", "<ref>{{ក|[[ខ]]}}</ref>", "\n{|\n| [[ក]] || {{ខ}}\n|}\n",
+          "<nowiki>{{ក}}</nowiki>"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join))
+@settings(max_examples=200, deadline=None)
+def test_what_is_removed_before_the_parser_changes_nothing(wikitext):
+    fast = plain_text(wikitext, NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wikitext_module, "_without_simple_markup", lambda text: text)
+        assert plain_text(wikitext, NAMES) == fast
 
 
 @pytest.mark.parametrize("piece", ["{{a|", "[[", "<ref name='a", "[http://a "])

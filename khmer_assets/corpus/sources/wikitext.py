@@ -22,12 +22,17 @@ MOST_NESTED = 12
 
 _VERBATIM = re.compile(r"<(nowiki|pre|syntaxhighlight|source|math)\b|\{\{\{", re.IGNORECASE)
 _TEMPLATE = re.compile(r"\{\{[^{}\[\]<>|]+(?:\|[^{}]*)?\}\}")
-_REFERENCE = re.compile(r"<ref(?:\s[^<>]*)?(?:/>|(?<!/)>[^<]*</ref\s*>)", re.IGNORECASE)
+_SIMPLE = (  # references, tables, links with a text of their own and without
+    (re.compile(r"<ref(?:\s[^<>]*)?(?:/>|(?<!/)>[^<]*</ref\s*>)", re.IGNORECASE), ""),
+    (re.compile(r"^\{\|[^{}]*\n[ \t]*\|\}", re.MULTILINE), ""),
+    (re.compile(r"\[\[[^\[\]{}|<>:\n]+\|([^\[\]{}|<>\n]+)\]\](?!\])"), r"\1"),
+    (re.compile(r"\[\[([^\[\]{}|<>:\n]+)\]\](?!\])"), r"\1"),
+)
 _MARKS = re.compile(r"\{\{|\}\}|\[\[|\[h(?=ttp)|\]\]?|</|<(?!br\b|hr\b|wbr\b)[a-zA-Z][^<>]*>?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*\s*:")  # a link to the page in another language
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]?\([ \u00a0,;:/]*\)")  # a template stood in them
-_SPACES = re.compile(r"[ \t\u00a0]+")
+_SPACES = re.compile(r"[ \t\u00a0]{2,}|[\t\u00a0]")
 
 
 class MarkupError(ValueError):
@@ -57,7 +62,7 @@ def plain_text(wikitext: str, names: Names) -> tuple[str, str | None]:
     import mwparserfromhell
 
     categories: list[str] = []
-    rest = _without_simple_templates(wikitext.replace(LEVEL, ""))
+    rest = _without_simple_markup(wikitext.replace(LEVEL, ""))
     if (count := _left_open(rest)) > MOST_LEFT_OPEN:
         raise MarkupError(f"{count:,} templates, links or tags are left open, more than {MOST_LEFT_OPEN}")
     try:
@@ -68,10 +73,11 @@ def plain_text(wikitext: str, names: Names) -> tuple[str, str | None]:
     return _tidy(text), next(iter(categories), None)
 
 
-def _without_simple_templates(wikitext: str) -> str:
-    """Without comments, templates and references that hold no other braces or tags, from the inside out.
+def _without_simple_markup(wikitext: str) -> str:
+    """Without comments, templates and references that hold no other braces or tags, from the inside out, and with the
+    text of plain links instead of them.
 
-    They would be left out all the same. Parsing them takes most of the parser's time on a page.
+    The parser comes to the same, and spends most of its time on them.
     """
     first, *others = wikitext.split("<!--")
     wikitext = first + "".join(other.partition("-->")[2] for other in others)  # an open one hides all that follows
@@ -81,7 +87,9 @@ def _without_simple_templates(wikitext: str) -> str:
         wikitext, count = _TEMPLATE.subn("", wikitext)
         if not count:
             break
-    return _REFERENCE.sub("", wikitext)
+    for pattern, instead in _SIMPLE:
+        wikitext = pattern.sub(instead, wikitext)
+    return wikitext
 
 
 def _left_open(wikitext: str) -> int:
@@ -119,7 +127,7 @@ def _visible(code: Any, names: Names, categories: list[str]) -> Iterator[str]:
                 tag = str(node.tag).strip().lower()
                 if tag in ("br", "hr"):
                     yield "\n"
-                elif tag not in LEFT_OUT and node.contents:
+                elif tag not in LEFT_OUT and not node.self_closing and node.contents is not None:
                     yield from _visible(node.contents, names, categories)
                     if tag in PARAGRAPHS:
                         yield "\n"
@@ -137,9 +145,9 @@ def _tidy(text: str) -> str:
     """Lines without spaces around them, at most one empty one between two, and no heading without text below it."""
     lines: list[str] = []
     level = 0  # going up, headings of a lower level than this one have text below them
-    for line in reversed(text.split("\n")):
+    for line in reversed(_SPACES.sub(" ", text).split("\n")):
         own = len(line) - len(line.lstrip(LEVEL))
-        line = _SPACES.sub(" ", line[own:]).strip()
+        line = line[own:].strip()
         if own and own >= level:
             continue
         if line:
