@@ -1,7 +1,7 @@
 """Outside hosts as real servers on this machine: what answers is a function of the request."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,9 +20,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """A Content-Length is added unless given."""
+    """A Content-Length is added unless given; parts of a body are sent as they come, until the connection ends."""
 
-    body: bytes = b""
+    body: bytes | Iterable[bytes] = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -41,12 +41,17 @@ def host(answer: Answering) -> Iterator[str]:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
             response = answer(Request(self.command, unquote(parts.path), query, dict(self.headers)))
-            self.send_response(response.status)
-            for name, value in {"Content-Length": str(len(response.body)), **response.headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(response.body)
+            body = [response.body] if isinstance(response.body, bytes) else response.body
+            length = {"Content-Length": str(len(body[0]))} if isinstance(body, list) else {"Connection": "close"}
+            try:
+                self.send_response(response.status)
+                for name, value in {**length, **response.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                for block in body if self.command == "GET" else []:
+                    self.wfile.write(block)
+            except ConnectionError:  # the client has heard enough
+                self.close_connection = True
 
         do_HEAD = do_GET
 

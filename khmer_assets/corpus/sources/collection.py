@@ -55,6 +55,13 @@ class Collection:
         query = "SELECT key, info FROM items WHERE NOT done ORDER BY number LIMIT ?"
         return [(key, json.loads(info)) for key, info in self._connection.execute(query, [limit])]
 
+    def items(self) -> list[Item]:
+        """Every item, done or not, in the order in which they were added."""
+        return [
+            (key, json.loads(info))
+            for key, info in self._connection.execute("SELECT key, info FROM items ORDER BY number")
+        ]
+
     def info(self, key: str) -> dict[str, Any] | None:
         """What is known of an item, or None."""
         found = self._connection.execute("SELECT info FROM items WHERE key = ?", [key]).fetchone()

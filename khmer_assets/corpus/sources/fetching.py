@@ -15,6 +15,11 @@ SILENCE = 30.0  # seconds without a byte after which a host hangs
 LONGEST_ANSWER = 300.0  # seconds for the whole of an answer
 
 
+def user_agent(contact: str | None) -> str:
+    """The name under which requests are made, with an address to write to where there is one."""
+    return USER_AGENT.replace(")", f"; {contact})") if contact else USER_AGENT
+
+
 class Unreachable(Exception):
     """An address without a usable answer. The message names the address and says what came instead.
 
@@ -43,9 +48,8 @@ class Fetcher:
     """
 
     def __init__(self, delay: float, contact: str | None = None):
-        agent = USER_AGENT.replace(")", f"; {contact})") if contact else USER_AGENT
         self._client = httpx.Client(
-            headers={"User-Agent": agent},
+            headers={"User-Agent": user_agent(contact)},
             timeout=SILENCE,
             follow_redirects=True,
             max_redirects=5,

@@ -30,13 +30,12 @@ from pydantic import Field, ValidationError, field_validator
 from upath import UPath
 
 from khmer_assets.corpus.sources import MAX_DOCUMENT_BYTES, Row, SourceError
+from khmer_assets.corpus.sources.pages import extract
 from khmer_assets.corpus.sources.parquet import read_columns
 from khmer_assets.recipe import RecipeError, Settings, Source, digest_of
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".txt", ".md", ".html", ".htm", ".jsonl", ".csv", ".tsv", ".parquet")
-
-STAND_IN = "\u205c"  # dotted cross
 
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -218,26 +217,11 @@ def _read_text(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> 
 
 
 def _read_html(stream: io.TextIOWrapper, name: str) -> Iterator[Row]:
-    import trafilatura
-
     page = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(page) > MAX_DOCUMENT_BYTES or re.search("[\ud800-\udfff]", page):
         yield {"text": page, "place": name}  # set aside for its size or its bytes
     elif page.strip():
-        # trafilatura deletes zero-width spaces, which normalization is to decide on: a rare visible sign stands in
-        visible = page.replace("\0", "").replace("\u200b", STAND_IN)
-        extracted = trafilatura.bare_extraction(visible, with_metadata=True)
-        if extracted is None:
-            yield _set_aside("missing_text", name, "no article was found on the page", page)
-        else:
-            found = extracted.as_dict()
-            yield {
-                "text": (found["text"] or "").replace(STAND_IN, "\u200b"),
-                "title": (found["title"] or "").replace(STAND_IN, "") or None,
-                "url": found["url"],
-                "published_at": found["date"],
-                "place": name,
-            }
+        yield extract(page, name)
 
 
 def _read_json_lines(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> Iterator[Row]:
