@@ -16,8 +16,8 @@ from khmer_assets.corpus.decontamination import (
     contamination_batch,
     evaluation_hashes,
     evaluation_sources,
+    evaluation_texts,
 )
-from khmer_assets.corpus.decontamination import evaluation_texts as read_evaluation_texts
 from khmer_assets.corpus.documents import DOCUMENT, kept
 from khmer_assets.corpus.duplicates import all_documents, find_duplicates, remove_duplicates, sign_batch
 from khmer_assets.corpus.filters import filter_batch
@@ -101,28 +101,22 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
             return dg.DataVersion("missing")
         return dg.DataVersion(digest_of(found))
 
-    @dg.asset(**corpus, deps=["evaluation_files"], code_version=recipe.version(1, "decontamination", "normalization"))
-    def evaluation_texts() -> pl.LazyFrame:
-        """The texts of the recipe's evaluation sets in canonical Unicode (evaluation_set, text), which must not be
-        trained on. A row that cannot be read fails the asset, for it would not be looked for."""
-        try:
-            texts = read_evaluation_texts(recipe.decontamination, base, recipe.normalization)
-        except (sources.SourceError, RecipeError) as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
-        rows = [(name, text) for name, own in texts.items() for text in own]
-        return pl.LazyFrame(rows, schema={"evaluation_set": pl.String, "text": pl.String}, orient="row")
-
-    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(3, "filters"))
+    @dg.asset(
+        **corpus,
+        partitions_def=partitions,
+        deps=["evaluation_files"],
+        code_version=recipe.version(3, "filters", "decontamination"),
+    )
     def filtered_corpus(
-        context: dg.AssetExecutionContext,
-        normalized_corpus: pl.LazyFrame,
-        evaluation_texts: pl.LazyFrame,
-        batches: Batches,
+        context: dg.AssetExecutionContext, normalized_corpus: pl.LazyFrame, batches: Batches
     ) -> dg.Output[pl.LazyFrame]:
         """The documents that pass the filters and share nothing with an evaluation set, with the language identified
         and personal data masked; the others are kept aside with rule, measure and reason."""
-        texts = evaluation_texts.group_by("evaluation_set", maintain_order=True).all().collect()
-        evaluation = evaluation_hashes(dict(texts.iter_rows()), recipe.decontamination.ngram)
+        try:
+            texts = evaluation_texts(recipe.decontamination, base, recipe.normalization)
+        except (sources.SourceError, RecipeError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        evaluation = evaluation_hashes(texts, recipe.decontamination.ngram)
         name, version = _name_and_version(context)
         judged = partial(_judged, filters=recipe.filters, evaluation=evaluation)
         version += evaluation.digest
@@ -257,7 +251,6 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         raw_corpus,
         normalized_corpus,
         evaluation_files,
-        evaluation_texts,
         filtered_corpus,
         dedup_index,
         deduplicated_corpus,

@@ -104,8 +104,7 @@ def graph(small, tmp_path_factory) -> Graph:
 
 @pytest.fixture(scope="module")
 def results(graph):
-    runs = [graph.run("evaluation_texts")]
-    runs += [graph.run(asset, source) for source in ("pages", "lines") for asset in CORPUS]
+    runs = [graph.run(asset, source) for source in ("pages", "lines") for asset in CORPUS]
     runs.append(graph.run("dedup_index"))
     runs += [graph.run("deduplicated_corpus", source) for source in ("pages", "lines")]
     runs.append(graph.run("training_mixture"))
@@ -212,7 +211,6 @@ def test_two_ray_nodes_make_the_same_artifacts(graph, results, small, tmp_path, 
     try:
         cluster.add_node(num_cpus=1)
         far = Graph(small, tmp_path, cluster.address)
-        assert far.run("evaluation_texts").success
         assert all(far.run(asset, source).success for source in ("pages", "lines") for asset in CORPUS)
         assert far.run("dedup_index").success
     finally:
