@@ -1,4 +1,4 @@
-"""The command line: `python -m khmer_assets run | stop | ask QUESTION`.
+"""The command line: `python -m khmer_assets run | stop | ask QUESTION | rollback | keys ...`.
 
 `run` brings the graph up to date and everything up; the Makefile calls it.
 """
@@ -15,7 +15,9 @@ import dagster as dg
 
 from jobs.materialize import Summary, materialize_stale
 from khmer_assets.recipe import Recipe, RecipeError
+from khmer_assets.serving.assets import model_server
 from khmer_assets.serving.client import ask
+from khmer_assets.serving.keys import KeyFile
 from resources.home import HOME_VARIABLE, PROJECT, home
 from resources.instance import open_instance
 from resources.model_server import ModelServer, ModelServerError
@@ -34,6 +36,13 @@ def main() -> int:
     commands.add_parser("run", help="bring everything up to date, start the servers and ask the model a question")
     commands.add_parser("stop", help="end the servers that `run` started")
     commands.add_parser("ask", help="ask the served model").add_argument("question")
+    commands.add_parser("rollback", help="serve the release before the present one")
+    keys = commands.add_parser("keys", help="API keys of users").add_subparsers(dest="action", required=True)
+    create = keys.add_parser("create", help="make a key; it is shown once")
+    create.add_argument("name", help="whose it is")
+    create.add_argument("--tier", default="standard", help="one of the recipe's serving.gateway.tiers")
+    keys.add_parser("list", help="show all keys")
+    keys.add_parser("revoke", help="end a key").add_argument("id")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
@@ -43,6 +52,11 @@ def main() -> int:
             return run()
         if arguments.command == "stop":
             return stop()
+        if arguments.command == "rollback":
+            print(f"served is now {_server(Recipe.current()).rollback()}")
+            return 0
+        if arguments.command == "keys":
+            return change_keys(arguments)
         print(_ask(Recipe.current(), arguments.question))
         return 0
     except (RecipeError, PortInUse, ModelServerError) as error:
@@ -70,11 +84,17 @@ def run() -> int:
     except MissingArtifact:
         print("There is no release to serve yet; the lines above say why.", file=sys.stderr)
         return 1
-    _server(recipe).deploy(release / "model", release.name, recipe.serving.max_model_length)
+    server = _server(recipe)
+    if server.rolled_back() == release.name:
+        print(f"release {release.name[:12]} was rolled back; materialize served_model to serve it all the same")
+        server.resume()
+    else:
+        server.deploy(release / "model", release.name, recipe.serving.max_model_length)
     print(f"\n  question   {recipe.serving.question}\n  answer     {_ask(recipe, recipe.serving.question)}\n")
     print(f"  Dagster    http://127.0.0.1:{_port(UI_PORT_VARIABLE, UI_PORT)}")
     print(f"  MLflow     http://127.0.0.1:{_port(MLFLOW_PORT_VARIABLE, MLFLOW_PORT)}")
-    print(f"  model      {_server(recipe).base_url}  (key in {_server(recipe).key_file})")
+    print(f"  model      {server.base_url}  (key in {server.key_file})")
+    print(f"  chat page  {server.address}")
     print(f"  report     {store.current('benchmark_report') / 'report.md'}\n")
     return 1 if summary.failed else 0
 
@@ -85,6 +105,28 @@ def stop() -> int:
     if _server(Recipe.current()).stop():
         stopped.append("vllm")
     print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+    return 0
+
+
+def change_keys(arguments: argparse.Namespace) -> int:
+    """Create, list or revoke API keys."""
+    recipe = Recipe.current()
+    keys = KeyFile(home() / "server")
+    if arguments.action == "create":
+        if arguments.tier not in (tiers := recipe.serving.gateway.tiers):
+            raise RecipeError(f"--tier: given {arguments.tier!r}, expected one of {', '.join(tiers)}")
+        key, text = keys.create(arguments.name, arguments.tier)
+        print(f"{text}\n(id {key.id}, tier {key.tier}; it is not shown again)")
+    elif arguments.action == "revoke":
+        try:
+            print(f"revoked: {keys.revoke(arguments.id).name}")
+        except LookupError as error:
+            print(error.args[0], file=sys.stderr)
+            return 2
+    else:
+        for key in keys.all():
+            state = f"revoked {key.revoked:%Y-%m-%d}" if key.revoked else "valid"
+            print(f"{key.id}  {key.tier:12}  {key.created:%Y-%m-%d}  {state:18}  {key.name}")
     return 0
 
 
@@ -128,7 +170,7 @@ def _services() -> tuple[BackgroundProcess, BackgroundProcess, BackgroundProcess
 
 
 def _server(recipe: Recipe) -> ModelServer:
-    return ModelServer(home=str(home()), port=recipe.serving.port)
+    return model_server(recipe, home())
 
 
 def _ask(recipe: Recipe, question: str) -> str:

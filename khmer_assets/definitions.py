@@ -20,16 +20,15 @@ from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.instructions.assets import instruction_assets
 from khmer_assets.pretraining.assets import pretraining_assets
 from khmer_assets.recipe import Recipe
-from khmer_assets.serving.assets import serving_assets
+from khmer_assets.serving.assets import model_server, serving_assets
 from khmer_assets.tokenizer.assets import tokenizer_assets
 from resources.batches import RAY_VARIABLE, Batches
 from resources.compute import Compute
 from resources.home import home
-from resources.model_server import ModelServer
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
 from resources.vector_index import VectorIndex
-from sensors.redeploy import redeploy_sensor
+from sensors.redeploy import keep_serving_sensor, redeploy_sensor
 
 
 def build_definitions(
@@ -67,13 +66,13 @@ def build_definitions(
                 }
             ),
             "vector_index": VectorIndex(path=str(state / "lancedb")),
-            "model_server": ModelServer(home=str(state), port=recipe.serving.port),
+            "model_server": model_server(recipe, state),
             **(overrides or {}),
         },
         jobs=[*stage_jobs(), deploy],
         loggers={"console": terminal_logger},
         schedules=all_schedules(list(recipe.sources)),
-        sensors=[redeploy_sensor(deploy)],
+        sensors=[redeploy_sensor(deploy), keep_serving_sensor()],
     )
 
 

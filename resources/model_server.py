@@ -1,139 +1,142 @@
-"""The vLLM server: started from its own environment, replaced when a model changes, put back when the new one fails.
+"""The model server as Dagster sees it: a new release is served beside the old one and takes over, or is turned away.
 
-What belongs here: the process, its state and its key. What does not: which model deserves it (`khmer_assets/serving/`).
+What belongs here: the order of a deployment and of a rollback. What does not: the processes (`engines.py`,
+`supervisor.py`), which model deserves to be served (`khmer_assets/serving/`).
 """
 
 import fcntl
-import json
 import os
-import re
-import secrets
 import shutil
-import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import httpx
+from pydantic import Field
 
+from resources.engines import (
+    MODEL_NAME,
+    Engine,
+    ModelServerError,
+    Release,
+    Say,
+    ServerState,
+    kept_model,
+    secret,
+    state_lock,
+    vllm_environment,
+)
 from resources.home import PROJECT
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 
-VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
-MODEL_NAME = "khmer"
-START_SECONDS = 600  # tens of seconds for a small model; reading a large one from a slow disk takes minutes
-PROGRESS_SECONDS = 10
-PROBE = "សួស្តី"
+__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus", "link_files"]
 
-Say = Callable[[str], None]
-
-
-class ModelServerError(Exception):
-    """A model that is not served; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What the server was last successfully started with."""
-
-    digest: str
-    port: int
-    max_model_length: int
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """The names under which requests may choose the model: a constant one, and one that tells its version."""
-        return MODEL_NAME, f"{MODEL_NAME}-{self.digest[:12]}"
+GATEWAY_MODULE = "khmer_assets.serving.gateway"
+GATEWAY_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """Whether the process runs, and the names of the models that it offers (none while it starts)."""
+    """Whether the gateway runs, and the names of the models that it offers (none while it starts)."""
 
     running: bool
     models: tuple[str, ...]
 
 
 class ModelServer(dg.ConfigurableResource[Any]):
-    """One vLLM on 127.0.0.1 behind an API key. Its state lies in `<home>/server`, for every process to find.
+    """vLLM behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
 
-    The served model's files are kept there too, as hard links: a former model can be served again although the store
-    has forgotten it.
+    `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
+    where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
+    `engine`: vLLM's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
     """
 
     home: str
     port: int
+    replicas: int = 1
+    replace: str = "beside"
+    drain_seconds: float = 300
+    engine: dict[str, Any] = Field(default_factory=dict)
+    gateway: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where the gateway listens: its chat page, /health and /metrics."""
+        return f"{'https' if self.gateway.get('tls_certificate') else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def base_url(self) -> str:
         """The address of the OpenAI-compatible interface."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.address}/v1"
 
     @property
     def key_file(self) -> Path:
-        """The file that holds the API key, readable by its owner alone."""
+        """The file that holds the API key of this machine's owner, whom no limits bind."""
         return self._folder / "api_key"
 
     def api_key(self) -> str:
-        """The API key; made at the first call."""
-        if not self.key_file.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor, aside = tempfile.mkstemp(dir=self._folder)  # mode 0600
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(32))
-            with suppress(FileExistsError):  # another process was faster, and its key counts
-                os.link(aside, self.key_file)
-            os.unlink(aside)
-        return self.key_file.read_text().strip()
+        """The owner's API key; made at the first call."""
+        return secret(self.key_file)
 
     def status(self) -> ServerStatus:
         """Whether the server runs and what it serves."""
-        running = self._process.is_running()
-        return ServerStatus(running, self._served_names(self.port) if running else ())
+        if not self._process.is_running():
+            return ServerStatus(False, ())
+        with suppress(httpx.HTTPError):
+            response = self._http().get("/v1/models")
+            if response.status_code == 200:
+                return ServerStatus(True, tuple(model["id"] for model in response.json()["data"]))
+        return ServerStatus(True, ())
 
     def deploy(self, model: Path, digest: str, max_model_length: int, say: Say = print) -> float:
         """Serve the transformers folder `model` as version `digest`; return the seconds until it answered.
 
-        Nothing happens when this version is already served. When the new model fails, the former one is started again
-        and `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together.
+        Nothing happens when this version is already served. When the new model fails, the former one goes on and
+        `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together.
         """
-        wanted = Deployment(digest, self.port, max_model_length)
         with self._locked(say):
-            former = self._deployed()
-            if former == wanted and wanted.names[1] in self.status().models:
-                say(f"{wanted.names[1]} is already served")
-                return 0.0
-            python, on_cpu = vllm_environment()
-            if not (model / "config.json").is_file():
-                raise ModelServerError(f"{model}: expected a transformers model folder, found no config.json in it")
-            started = time.monotonic()
-            self._keep(model, digest)
-            try:
-                self._start(wanted, python, on_cpu, say)
-            except ModelServerError as error:
-                if former is None or former == wanted:
-                    raise
-                say(f"{error}\nstarting the former model again")
-                try:
-                    self._start(former, python, on_cpu, say)
-                except ModelServerError as second:
-                    raise ModelServerError(f"{error}\nThe former model does not start either: {second}") from error
-                raise ModelServerError(f"{error}\nThe former model, {former.names[1]}, is served again.") from error
-            else:
-                self._remember(wanted)
-            finally:
-                self._forget_other_models()
-            return time.monotonic() - started
+            return self._serve(
+                Release(digest=digest, max_model_length=max_model_length, engine=self.engine), model, say
+            )
+
+    def rollback(self, say: Say = print) -> str:
+        """Serve the release before the present one; return its digest. It stays, also when `make run` is repeated."""
+        with self._locked(say):
+            state = self._state
+            if state.former is None or state.release is None:
+                raise ModelServerError("there is no former release to go back to; the one that is served is the first")
+            self._serve(state.former, kept_model(self._folder, state.former.digest), say, state.release.digest)
+            return state.former.digest
+
+    def rolled_back(self) -> str | None:
+        """The digest that a rollback has replaced, until another release is deployed."""
+        return self._state.rolled_back
+
+    def resume(self, say: Say = print) -> None:
+        """Serve again what was served last, after a stop or a restart of the machine."""
+        with self._locked(say):
+            self._resume(self._state, say)
+
+    def keep_serving(self) -> bool:
+        """Start what should run and does not; True if something was started. Does not wait until it answers."""
+        state = self._state
+        if state.release is None or state.stopped or self._process.is_running():
+            return False
+        self._start_gateway()
+        return True
 
     def stop(self) -> bool:
-        """End the server; True if it ran."""
+        """End the gateway and the engines; True if one ran."""
         with self._locked(print):
-            return self._process.stop()
+            if self._state.release is not None:
+                self._state.model_copy(update={"stopped": True}).write(self._folder)
+            ran = self._process.stop()
+            return self._stop_engines(keep=()) or ran
 
     @property
     def _folder(self) -> Path:
@@ -141,7 +144,11 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     @property
     def _process(self) -> BackgroundProcess:
-        return BackgroundProcess(self._folder, "vllm")
+        return BackgroundProcess(self._folder, "gateway")
+
+    @property
+    def _state(self) -> ServerState:
+        return ServerState.read(self._folder)
 
     @contextmanager
     def _locked(self, say: Say) -> Iterator[None]:
@@ -155,138 +162,169 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _start(self, deployment: Deployment, python: Path, on_cpu: bool, say: Say) -> None:
-        self._process.stop()
+    def _serve(self, wanted: Release, model: Path, say: Say, rolled_back: str | None = None) -> float:
+        started = time.monotonic()
+        former = self._state.model_copy(update={"gateway": self.gateway, "stopped": False})
+        if former.release == wanted and len(former.ports) == self.replicas:
+            say(f"{wanted.names[1]} is the served release")
+            return self._resume(former, say)
+        vllm_environment()
+        if not (model / "config.json").is_file():
+            raise ModelServerError(f"{model}: expected a transformers model folder, found no config.json in it")
+        self._require_port()
+        self._stop_engines(keep=former.ports)  # those that an interrupted deployment has left
+        self._keep(model, wanted.digest)
+        if self.replace == "after" and former.ports:
+            say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
+            former.model_copy(update={"ports": ()}).write(self._folder)
+            self._retire(former.ports, say)
+        engines = [Engine(self._folder, port) for port in self._free_ports(former.ports)]
         try:
-            remedy = "end that program or set serving.port in the recipe to another port"
-            require_free_port(deployment.port, "vLLM", remedy)
+            for engine in engines:
+                engine.process.log.unlink(missing_ok=True)
+                engine.start(wanted)
+            for engine in engines:
+                engine.wait_until_healthy(say)
+                engine.check_answers(wanted)
+        except ModelServerError as error:
+            failed = self._turn_away(engines)
+            self._forget_models(former)
+            message = f"{error}\nAll that vLLM wrote is in {failed}"
+            if former.release is None:
+                raise ModelServerError(message) from None
+            try:
+                self._resume(former, say)
+            except ModelServerError as second:
+                raise ModelServerError(f"{message}\nThe former model does not start either: {second}") from error
+            raise ModelServerError(f"{message}\nThe former model, {former.release.names[1]}, is served.") from None
+        state = ServerState(
+            release=wanted,
+            ports=tuple(engine.port for engine in engines),
+            former=former.release if former.release != wanted else former.former,
+            rolled_back=rolled_back,
+            gateway=self.gateway,
+        )
+        state.write(self._folder)
+        self._start_gateway()
+        self._wait_for_gateway(wanted)
+        seconds = time.monotonic() - started
+        say(f"{wanted.names[1]} is served, after {seconds:.0f} s")
+        if self.replace == "beside":
+            self._retire(former.ports, say)
+        self._forget_models(state)
+        return seconds
+
+    def _resume(self, state: ServerState, say: Say) -> float:
+        """Let the supervisor start what `state` names; return the seconds until it answered, 0 if it did already."""
+        release = state.release
+        if release is None:
+            raise ModelServerError("there is no release to serve yet; `make run` makes one")
+        state = state.model_copy(update={"gateway": self.gateway or state.gateway, "stopped": False})
+        state.write(self._folder)
+        started = time.monotonic()
+        engines = [Engine(self._folder, port) for port in state.ports]
+        waiting = not all(engine.answers_health() for engine in engines)
+        self._start_gateway()
+        if waiting:
+            with state_lock(self._folder):  # the supervisor may be about to start them too
+                for engine in engines:
+                    engine.start(release)
+            for engine in engines:
+                engine.wait_until_healthy(say)
+        self._wait_for_gateway(release)
+        return time.monotonic() - started if waiting else 0.0
+
+    def _start_gateway(self) -> None:
+        self._require_port()
+        if not self._process.is_running():
+            self._process.stop()  # a gateway whose supervisor was killed
+            command = [sys.executable, "-m", "resources.supervisor", self.home, str(self.port), GATEWAY_MODULE]
+            self._process.start(command, cwd=PROJECT)
+
+    def _require_port(self) -> None:
+        if self._process.is_running():
+            return
+        self._process.stop()
+        remedy = "end that program or set serving.port in the recipe to another port"
+        try:
+            require_free_port(self.port, "the gateway", remedy)
         except PortInUse as error:
             raise ModelServerError(str(error)) from None
-        self._process.log.unlink(missing_ok=True)
-        # not the console script: that of the CPU build does not start
-        command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--host", "127.0.0.1", "--port", str(deployment.port)]
-        command += ["--model", str(self._kept(deployment.digest)), "--served-model-name", *deployment.names]
-        command += ["--max-model-len", str(deployment.max_model_length)]
-        env = {
-            "VLLM_API_KEY": self.api_key(),  # an argument would show in the list of processes
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-        }
-        if on_cpu:
-            command += ["--enforce-eager"]  # compiling takes longer than it saves
-            env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
-        # `python -m` imports from the working directory first: not from the project's
-        self._process.start(command, env=env, cwd=self._folder)
-        try:
-            self._wait_until_healthy(deployment.port, say)
-            self._check_answers(deployment)
-        except ModelServerError as error:
-            self._process.stop()
-            self._process.log.replace(self._failed_log)
-            raise ModelServerError(f"{error}\nAll that vLLM wrote is in {self._failed_log}") from None
 
-    def _wait_until_healthy(self, port: int, say: Say) -> None:
-        started = told = time.monotonic()
-        while not self._answers_health(port):
-            now = time.monotonic()
-            if not self._process.is_running():
-                raise ModelServerError(f"vLLM refuses the model: {self._reason()}")
-            if now - started > START_SECONDS:
-                raise ModelServerError(f"vLLM was not ready after {START_SECONDS} s: {self._reason()}")
-            if now - told >= PROGRESS_SECONDS:
-                told = now
-                say(f"vLLM is starting, {now - started:.0f} s")
-            time.sleep(0.5)
+    def _wait_for_gateway(self, release: Release) -> None:
+        deadline = time.monotonic() + GATEWAY_SECONDS
+        while (health := self._health()).get("release") != release.digest or health.get("status") != "ok":
+            if time.monotonic() > deadline:
+                log = self._process.end_of_log()
+                raise ModelServerError(f"the gateway does not serve {release.names[1]} ({health}):\n{log}")
+            time.sleep(0.1)
 
-    def _check_answers(self, deployment: Deployment) -> None:
-        offered = self._served_names(deployment.port)
-        if deployment.names[1] not in offered:
-            raise ModelServerError(f"expected {deployment.names[1]} on port {deployment.port}, found {offered}")
-        body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": PROBE}], "max_tokens": 8}
-        try:
-            response = self._http(deployment.port).post("/v1/chat/completions", json=body, timeout=120)
-        except httpx.HTTPError as error:
-            raise ModelServerError(f"vLLM started but does not answer ({error!r}): {self._reason()}") from None
-        if response.status_code != 200 or not response.json()["choices"]:
-            raise ModelServerError(f"vLLM started but does not answer: {response.text[:500]}")
+    def _health(self) -> dict[str, Any]:
+        with suppress(httpx.HTTPError, ValueError):
+            return dict(self._http().get("/health").json())
+        return {}
 
-    def _answers_health(self, port: int) -> bool:
-        with suppress(httpx.HTTPError):
-            return self._http(port).get("/health").status_code == 200
-        return False
+    def _retire(self, ports: tuple[int, ...], say: Say) -> None:
+        """Stop engines that get no new requests, once their running answers are finished or out of time."""
+        started = time.monotonic()
+        while ports and self._process.is_running() and time.monotonic() - started < self.drain_seconds:
+            running = self._health().get("running")
+            if running is not None and not any(running.get(str(port)) for port in ports):
+                break
+            time.sleep(0.2)
+        else:
+            if ports and self._process.is_running():
+                say(f"answers still running after {self.drain_seconds:g} s are cut")
+        for port in ports:
+            Engine(self._folder, port).process.stop()
 
-    def _served_names(self, port: int) -> tuple[str, ...]:
-        with suppress(httpx.HTTPError):
-            response = self._http(port).get("/v1/models")
-            if response.status_code == 200:
-                return tuple(model["id"] for model in response.json()["data"])
-        return ()
+    def _turn_away(self, engines: list[Engine]) -> Path:
+        """Stop engines that failed; return the file that keeps what they wrote."""
+        failed = self._folder / "vllm.failed.log"
+        failed.unlink(missing_ok=True)
+        with failed.open("ab") as kept:
+            for engine in engines:
+                engine.process.stop()
+                if engine.process.log.exists():
+                    kept.write(engine.process.log.read_bytes())
+        return failed
 
-    def _http(self, port: int) -> httpx.Client:
+    def _stop_engines(self, keep: tuple[int, ...]) -> bool:
+        files = [file for file in self._folder.glob("vllm*.json") if file.stem not in {f"vllm-{port}" for port in keep}]
+        return any([BackgroundProcess(self._folder, file.stem).stop() for file in files])
+
+    def _free_ports(self, taken: tuple[int, ...]) -> list[int]:
+        """Ports of new engines, beside the gateway's own."""
+        ports: list[int] = []
+        step = 1 if self.port < 65_000 else -1
+        for distance in range(1, 200):
+            port = self.port + step * distance
+            with suppress(PortInUse):
+                if len(ports) < self.replicas and port not in taken:
+                    require_free_port(port, "vLLM", "")
+                    ports.append(port)
+        if len(ports) < self.replicas:
+            raise ModelServerError(f"no {self.replicas} free ports in the 200 beside {self.port}; set serving.port")
+        return ports
+
+    def _http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.api_key()}"}
-        # a proxy named in the environment is not for this machine's own addresses
-        return httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10, trust_env=False)
-
-    def _reason(self) -> str:
-        """The last error in vLLM's log that names a cause, else the end of the log."""
-        log = self._process.log.read_text(errors="replace")
-        errors = re.findall(
-            r"^(?:\(.*?\) )?(?:ERROR .*?\] )?([\w.]+(?:Error|Exception): .+(?:\n  Value error.*)?)", log, re.MULTILINE
-        )
-        causes = [error for error in errors if "root cause" not in error]
-        return causes[-1] if causes else self._process.end_of_log()
-
-    @property
-    def _failed_log(self) -> Path:
-        return self._folder / "vllm.failed.log"
-
-    @property
-    def _record(self) -> Path:
-        return self._folder / "server.json"
-
-    def _deployed(self) -> Deployment | None:
-        try:
-            return Deployment(**json.loads(self._record.read_text()))
-        except FileNotFoundError:
-            return None
-
-    def _remember(self, deployment: Deployment) -> None:
-        aside = self._record.with_suffix(".aside")
-        aside.write_text(json.dumps(asdict(deployment)))
-        os.replace(aside, self._record)
-
-    def _kept(self, digest: str) -> Path:
-        return self._folder / "models" / digest
+        # the certificate, where there is one, is for the name under which users know this machine
+        return httpx.Client(base_url=self.address, headers=headers, timeout=10, trust_env=False, verify=False)
 
     def _keep(self, model: Path, digest: str) -> None:
-        kept = self._kept(digest)
+        kept = kept_model(self._folder, digest)
         if not kept.exists():
             aside = kept.with_name(".aside")
             shutil.rmtree(aside, ignore_errors=True)
             link_files(model, aside)
             aside.rename(kept)
 
-    def _forget_other_models(self) -> None:
-        deployed = self._deployed()
+    def _forget_models(self, state: ServerState) -> None:
+        keep = {release.digest for release in (state.release, state.former) if release is not None}
         for folder in (self._folder / "models").iterdir():
-            if deployed is None or folder.name != deployed.digest:
+            if folder.name not in keep:
                 shutil.rmtree(folder)
-
-
-def vllm_environment() -> tuple[Path, bool]:
-    """The Python that has vLLM, and whether it computes on the CPU. Raises `ModelServerError` when there is none."""
-    python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or PROJECT / ".venv-vllm" / "bin" / "python")
-    remedy = f"build vLLM's environment with `make install`, or let {VLLM_PYTHON_VARIABLE} name a Python that has vLLM"
-    if not python.is_file():
-        raise ModelServerError(f"{python}: no such file; {remedy}")
-    script = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
-    found = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=False)
-    distributions = set(found.stdout.split())
-    if not distributions & {"vllm", "vllm-cpu"}:
-        raise ModelServerError(f"{python} has no vLLM; {remedy}")
-    return python, "vllm-cpu" in distributions or shutil.which("nvidia-smi") is None
 
 
 def link_files(source: Path, target: Path) -> None:

@@ -1,10 +1,16 @@
-"""Watches `release` and serves what lands there. A model that fails a gate becomes no release, so never gets here."""
+"""Watches `release` and serves what lands there. A model that fails a gate becomes no release, so never gets here.
+
+And looks whether what should be served still is, after a restart of the machine.
+"""
 
 import dagster as dg
 from dagster import EventLogEntry, SensorEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from resources.model_server import ModelServer, ModelServerError
+
 WATCH_SECONDS = 10
+KEEP_SECONDS = 30
 
 
 def redeploy_sensor(job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
@@ -26,3 +32,22 @@ def redeploy_sensor(job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
         return dg.RunRequest(run_key=f"{digest}-{event.run_id}", tags={"khmer/release": digest})
 
     return redeploy
+
+
+def keep_serving_sensor() -> dg.SensorDefinition:
+    """A sensor that starts the gateway and the engines when they should run and do not."""
+
+    @dg.sensor(
+        name="keep_serving",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=KEEP_SECONDS,
+        description="Serves the last release again after a restart of the machine. `make stop` is left alone.",
+    )
+    def keep_serving(model_server: ModelServer) -> dg.SkipReason:
+        try:
+            started = model_server.keep_serving()
+        except ModelServerError as error:
+            return dg.SkipReason(f"the server cannot be started: {error}")
+        return dg.SkipReason("the server did not run and is started" if started else "nothing to do")
+
+    return keep_serving

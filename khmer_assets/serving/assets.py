@@ -15,6 +15,12 @@ from resources.compute import Compute
 from resources.model_server import ModelServer, ModelServerError
 
 
+def model_server(recipe: Recipe, state: Path) -> ModelServer:
+    """The model server that the recipe describes, with its state in the folder `state`."""
+    serving = recipe.serving.model_dump(mode="json", exclude={"max_model_length", "question"})
+    return ModelServer(home=str(state), **serving)
+
+
 def serving_assets(recipe: Recipe) -> list[Any]:
     """release and served_model."""
 

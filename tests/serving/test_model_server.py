@@ -4,16 +4,17 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 
-import httpx
 import pytest
 
 from khmer_assets.serving.client import ask
-from resources.model_server import VLLM_PYTHON_VARIABLE, ModelServer, ModelServerError, link_files
+from resources.engines import VLLM_PYTHON_VARIABLE, Engine, ServerState
+from resources.model_server import ModelServer, ModelServerError, link_files
 from tests.tiny_model import save_tiny_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
-DIGESTS = {name: name * 16 for name in "abc"}
+DIGESTS = {name: name * 16 for name in "abcd"}
 
 
 def free_port() -> int:
@@ -89,16 +90,35 @@ def test_linked_files_are_the_same_files_and_survive_their_first_home(tmp_path):
     assert (tmp_path / "kept" / "part" / "weights").read_text() == "ទម្ងន់"
 
 
+def test_without_a_former_release_there_is_nothing_to_go_back_to(server):
+    with pytest.raises(ModelServerError, match="no former release"):
+        server.rollback()
+
+
+def test_nothing_is_kept_serving_before_the_first_deployment(server):
+    assert server.keep_serving() is False
+
+
+def questions_until(stop, server, answers: list[str]) -> None:
+    """Ask again and again; what fails is an answer too."""
+    while not stop.is_set():
+        try:
+            answers.append(ask(QUESTION, server.base_url, server.api_key(), max_tokens=8))
+        except ModelServerError as error:
+            answers.append(f"failed: {error}")
+        stop.wait(0.2)
+
+
 @pytest.mark.slow
-def test_a_new_model_replaces_the_former_and_a_broken_one_is_rolled_back(server, tmp_path):
-    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
+def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
+    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abcd")}
     weights = models["c"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:10_000])
+    spoil(models["d"] / "model.safetensors")
 
     assert server.deploy(models["a"], DIGESTS["a"], 128) > 0
     assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
     assert server.deploy(models["a"], DIGESTS["a"], 128) == 0, "the same version is not started again"
-    assert httpx.get(f"{server.base_url}/models", trust_env=False).status_code == 401
     with pytest.raises(ModelServerError, match="API key"):
         ask(QUESTION, server.base_url, "another key")
     with pytest.raises(ModelServerError, match="khmer-unknown"):
@@ -106,13 +126,52 @@ def test_a_new_model_replaces_the_former_and_a_broken_one_is_rolled_back(server,
     answer = ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
     assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8) == answer
 
-    server.deploy(models["b"], DIGESTS["b"], 128)
-    assert server.status().models == ("khmer", "khmer-bbbbbbbbbbbb")
-    shutil.rmtree(models["b"])  # as the store forgets old versions
-
-    with pytest.raises(ModelServerError, match=r"SafetensorError(.|\n)*khmer-bbbbbbbbbbbb, is served again"):
-        server.deploy(models["c"], DIGESTS["c"], 128)
-    assert server.status().models == ("khmer", "khmer-bbbbbbbbbbbb")
+    stop, answers = threading.Event(), []
+    asking = threading.Thread(target=questions_until, args=(stop, server, answers))
+    asking.start()
+    try:
+        server.deploy(models["b"], DIGESTS["b"], 128)
+        assert server.status().models == ("khmer", "khmer-bbbbbbbbbbbb")
+        shutil.rmtree(models["b"])  # as the store forgets old versions
+        with pytest.raises(ModelServerError, match=r"SafetensorError(.|\n)*khmer-bbbbbbbbbbbb, is served"):
+            server.deploy(models["c"], DIGESTS["c"], 128)
+        with pytest.raises(ModelServerError, match=r"khmer-bbbbbbbbbbbb, is served"):
+            server.deploy(models["d"], DIGESTS["d"], 128)
+        assert server.rollback() == DIGESTS["a"]
+        assert server.rolled_back() == DIGESTS["b"]
+    finally:
+        stop.set()
+        asking.join()
+    assert len(answers) > 10
+    assert not [answer for answer in answers if answer.startswith("failed")]
+    assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
 
     assert server.stop() is True
     assert not server.status().running
+    assert server.keep_serving() is False, "what was stopped on purpose stays so"
+    server.resume()
+    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8) == answer
+
+
+@pytest.mark.slow
+def test_what_is_killed_comes_back(server, tmp_path):
+    server.deploy(save_tiny_model(tmp_path / "a"), DIGESTS["a"], 128)
+    supervisor = server._process._process()
+    (gateway,) = supervisor.children()
+    (port,) = ServerState.read(tmp_path / "server").ports
+    gateway.kill()
+    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8), "the question waits for the new gateway"
+    Engine(tmp_path / "server", port).process._process().kill()
+    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8), "the question waits for the new engine"
+    supervisor.kill()
+    supervisor.wait()
+    assert server.keep_serving() is True, "as after a restart of the machine"
+    server.resume()
+    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+
+
+def spoil(weights) -> None:
+    """Make all weights of a model not-a-number, as a training that diverged does."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
