@@ -17,7 +17,9 @@ from resources.model_server import ModelServer, ModelServerError
 
 def model_server(recipe: Recipe, state: Path) -> ModelServer:
     """The model server that the recipe describes, with its state in the folder `state`."""
-    serving = recipe.serving.model_dump(mode="json", exclude={"max_model_length", "question"})
+    serving = recipe.serving.model_dump(
+        mode="json", exclude={"max_model_length", "question"}, exclude_none=True
+    )  # Dagster's configuration takes no null in a map
     return ModelServer(home=str(state), **serving)
 
 
