@@ -9,7 +9,7 @@ Settings of the catalogue's entry, of which `files` or `index` is given:
 | urls | with `index`: which addresses are asked for, default `["*.kh"]` |
 | data | with `index`: where the archives are, default https://data.commoncrawl.org/ |
 | contact | an address that requests name |
-| max_records | at most so many records a refresh; default 100,000 |
+| max_records | at most so many records a refresh, those in other languages not counted; default 100,000 |
 | max_seconds | at most so many seconds a refresh; default a day |
 | delay | seconds between two requests; default 0.2 |
 
@@ -84,7 +84,8 @@ class Refresh:
     def over(self) -> bool:
         """Whether a limit is reached."""
         seconds = time.monotonic() - self.started
-        return self.figures["records"] >= self.settings.max_records or seconds >= self.settings.max_seconds
+        records = self.figures["records"] - self.figures["other_languages"]
+        return records >= self.settings.max_records or seconds >= self.settings.max_seconds
 
 
 def collect(source: Source, base: Path, collection: Collection, log: Callable[[str], None]) -> dict[str, Any]:
