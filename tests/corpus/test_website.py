@@ -11,13 +11,15 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from khmer_assets.corpus import sources
 from khmer_assets.corpus.sources import collect, website
 from khmer_assets.corpus.sources.collection import Collection
-from khmer_assets.recipe import RecipeError, Source
+from khmer_assets.corpus.sources.entries import settings_of
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError, Source
 from resources.payload import PayloadRun
 from tests.corpus.hosts import Request, Response, host
 
@@ -314,7 +316,8 @@ def test_articles_are_found_by_sitemap_feed_and_links(tmp_path):
         match request.path:
             case "/" | "/page/2":
                 return Response(
-                    article("បញ្ជី", anchors(["/news/3", "/page/2", "/news/4?b=1&a=2", "/tag/x"])), headers=HTML
+                    article("បញ្ជី", anchors(["/news/3", "/page/2", "/news/4?b=1&a=2", "/ព័ត៌មាន/៧", "/tag/x"])),
+                    headers=HTML,
                 )
             case "/sitemap.xml":
                 return Response(index.encode(), headers={"Content-Type": "text/xml"})
@@ -330,7 +333,7 @@ def test_articles_are_found_by_sitemap_feed_and_links(tmp_path):
                 return Response(b"<html>not a sitemap</html>")
             case "/news/1":
                 return Response(tagged.encode(), headers=HTML)
-            case path if path.startswith("/news/"):
+            case path if path.startswith(("/news/", "/ព័ត៌មាន/")):
                 return Response(article(path), headers=HTML)
         return Response(b"", 404)
 
@@ -339,13 +342,13 @@ def test_articles_are_found_by_sitemap_feed_and_links(tmp_path):
             f"{address}/",
             sitemap=[f"{address}/sitemap.xml", f"{address}/bad.xml"],
             feed=[f"{address}/feed", f"{address}/atom"],
-            articles=["^/news/[0-9]+"],
+            articles=["^/news/[0-9]+", "^/ព័ត៌មាន/"],
             follow=["^/page/"],
             selectors={"title": "h2", "text": ".d p", "category": "//li[@class='last']", "published_at": ".date::text"},
         )
         crawled = crawl(entry, tmp_path)
-    paths = ["/news/1", "/news/2", "/news/3", "/news/4?b=1&a=2", "/news/5"]
-    assert sorted(crawled.texts) == [f"{address}{path}" for path in paths]
+    paths = {"/news/1", "/news/2", "/news/3", "/news/4?b=1&a=2", "/news/5", "/ព័ត៌មាន/៧"}
+    assert {unquote(url) for url in crawled.texts} == {f"{address}{path}" for path in paths}
     assert crawled.rules == {f"{address}/bad.xml": "unreadable_page"}
     (row,) = [row for row in crawled.rows if row["url"] == f"{address}/news/1"]
     assert row["text"] == "មួយ\u200bពីរ\nបី"
@@ -484,3 +487,39 @@ def test_the_fingerprint_is_that_of_the_entry(tmp_path):
     one, other = source("http://127.0.0.1/"), source("http://127.0.0.1/", delay=2)
     assert website.fingerprint(one, tmp_path) == website.fingerprint(one, tmp_path)
     assert website.fingerprint(one, tmp_path) != website.fingerprint(other, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ready_made():
+    catalogue = SAMPLE_RECIPE.with_name("khmer_web.yaml")
+    return Recipe.load(SAMPLE_RECIPE).model_copy(update={"catalogue": catalogue}).sources
+
+
+def test_the_ready_made_entries_can_be_used(ready_made):
+    assert {name.split("_")[0] for name in ready_made} == {"ams", "cambonomist", "camboja", "dap"}
+    for entry in ready_made.values():
+        assert entry.license == "all rights reserved; see the site"
+        assert settings_of(entry, website.WebsiteSettings).delay >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "is_article"),
+    [
+        ("ams_economy", "/2025/01/rice/", True),
+        ("ams_economy", "/ស្រូវ/", True),
+        ("ams_economy", "/category/rice/page/2/", False),
+        ("ams_economy", "/page/2/", False),
+        ("ams_economy", "/", False),
+        ("cambonomist", "/articles/rice/", True),
+        ("cambonomist", "/articles/", False),
+        ("cambonomist", "/articles/?page=2", False),
+        ("camboja_news", "/kh/rice/", True),
+        ("camboja_news", "/kh/category/rice/", False),
+        ("camboja_news", "/rice/", False),
+        ("dap_news", "/sport/2025/09/17/537427/", True),
+        ("dap_news", "/sport/page/2/", False),
+    ],
+)
+def test_the_ready_made_entries_tell_articles_from_lists(ready_made, name, path, is_article):
+    settings = settings_of(ready_made[name], website.WebsiteSettings)
+    assert any(pattern.search(path) for pattern in settings.articles) is is_article

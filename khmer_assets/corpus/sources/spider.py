@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import scrapy
 from scrapy import signals
@@ -54,8 +54,10 @@ Outcome = tuple[list[Row], list[Item], Info]  # rows, items found, and what to r
 def crawl(settings: WebsiteSettings, collection: Collection, log: Callable[[str], None]) -> dict[str, Any]:
     """What `website.collect` says."""
     if not collection.counts()["waiting"]:
-        known = collection.items()
-        collection.reopen(key for key, info in known if settings.revisit_articles or not info.get("article"))
+        if settings.revisit_articles:
+            collection.reopen()
+        else:
+            collection.reopen([key for key, info in collection.items() if not info.get("article")])
     collection.add(
         (canonicalize_url(url), {"url": url, "part": part, "depth": 0}) for url, part in settings.named.items()
     )
@@ -71,6 +73,7 @@ def crawl(settings: WebsiteSettings, collection: Collection, log: Callable[[str]
             "DEFAULT_REQUEST_HEADERS": {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.5"},
             "DOWNLOADER_MIDDLEWARES": {RetryMiddleware: None, RetryAfterMiddleware: 550},
             "DOWNLOAD_DELAY": settings.delay,
+            "DOWNLOAD_DELAY_JITTER": 0,  # the delay is the least, not the mean
             "DOWNLOAD_MAXSIZE": MAX_PAGE_BYTES,
             "DOWNLOAD_TIMEOUT": settings.timeout,
             "DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter",  # the collection's keys are
@@ -84,7 +87,7 @@ def crawl(settings: WebsiteSettings, collection: Collection, log: Callable[[str]
             "ROBOTSTXT_OBEY": True,
             "STATS_DUMP": False,
             "TELNETCONSOLE_ENABLED": False,
-            "URLLENGTH_LIMIT": 2 * MAX_ADDRESS,
+            "URLLENGTH_LIMIT": 0,  # it would drop what the collection waits for
             "USER_AGENT": user_agent(settings.contact),
         }
     )
@@ -385,8 +388,9 @@ def _host(url: str) -> str | None:
 
 
 def _path(url: str) -> str:
+    """The path with the query, in the letters that people read."""
     parts = urlsplit(url)
-    return parts.path + (f"?{parts.query}" if parts.query else "")
+    return unquote(parts.path + (f"?{parts.query}" if parts.query else ""))
 
 
 def _seconds(retry_after: str) -> float:
