@@ -1,4 +1,4 @@
-"""The command line: `python -m khmer_assets run | stop | ask QUESTION | rollback | keys ...`.
+"""The command line: `python -m khmer_assets run | stop | ask QUESTION | resume | rollback | keys ...`.
 
 `run` brings the graph up to date and everything up; the Makefile calls it.
 """
@@ -36,6 +36,7 @@ def main() -> int:
     commands.add_parser("run", help="bring everything up to date, start the servers and ask the model a question")
     commands.add_parser("stop", help="end the servers that `run` started")
     commands.add_parser("ask", help="ask the served model").add_argument("question")
+    commands.add_parser("resume", help="serve the last release again, after a restart of the machine")
     commands.add_parser("rollback", help="serve the release before the present one")
     keys = commands.add_parser("keys", help="API keys of users").add_subparsers(dest="action", required=True)
     create = keys.add_parser("create", help="make a key; it is shown once")
@@ -54,6 +55,9 @@ def main() -> int:
             return stop()
         if arguments.command == "rollback":
             print(f"served is now {_server(Recipe.current()).rollback()}")
+            return 0
+        if arguments.command == "resume":
+            _server(Recipe.current()).resume()
             return 0
         if arguments.command == "keys":
             return change_keys(arguments)

@@ -1,14 +1,17 @@
-"""The assets of the serving stage: the release, which a model becomes that passes every gate, and its deployment."""
+"""The assets of the serving stage: the release that passes every gate, its deployment, and the log of its use."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
+from khmer_assets.plots import as_markdown
 from khmer_assets.recipe import Recipe
 from khmer_assets.serving import release as release_payload
+from khmer_assets.serving.audit_log import figures, read_records
 from khmer_assets.serving.client import ask
 from resources import checks
 from resources.compute import Compute
@@ -24,7 +27,7 @@ def model_server(recipe: Recipe, state: Path) -> ModelServer:
 
 
 def serving_assets(recipe: Recipe) -> list[Any]:
-    """release and served_model."""
+    """release, served_model and audit_log."""
 
     @dg.asset(
         group_name="serving",
@@ -96,7 +99,19 @@ def serving_assets(recipe: Recipe) -> list[Any]:
         (folder / "endpoint.json").write_text(json.dumps(endpoint, indent=1))
         return folder
 
-    return [release, served_model]
+    @dg.asset(group_name="serving", io_manager_key="frames", kinds={"parquet"}, code_version="1")
+    def audit_log(context: dg.AssetExecutionContext, model_server: ModelServer) -> pl.LazyFrame:
+        """A row a request that the gateway has answered: time, day, key, model, release, texts, tokens, seconds.
+
+        Materialize it again for newer requests. A record that cannot be read is a row with outcome `unreadable`.
+        """
+        log = read_records(Path(model_server.home) / "audit")
+        if (rows := log.collect()).height:
+            pictures = {name: dg.MetadataValue.md(as_markdown(figure)) for name, figure in figures(rows).items()}
+            context.add_output_metadata(pictures)
+        return log
+
+    return [release, served_model, audit_log]
 
 
 def unmet_checks(instance: dg.DagsterInstance, graph: AssetGraph, asset: dg.AssetKey) -> list[str]:

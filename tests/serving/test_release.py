@@ -73,7 +73,7 @@ class Factory:
             return written("bundle", bundle_json=json.dumps({"sha256": "00ff"}))
 
         storage = FoldersIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        release, _served_model = serving_assets(Recipe.load(SAMPLE_RECIPE))
+        release, *_ = serving_assets(Recipe.load(SAMPLE_RECIPE))
         return dg.Definitions(
             assets=[raw, merged_model, benchmark_report, release_bundle, release],
             asset_checks=[source_is_good, model_is_good, model_is_pretty],
