@@ -417,7 +417,8 @@ def application(home: Path) -> ASGIApp:
         return FileResponse(Path(__file__).parent / "chat.html")
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(description())
+        gateway.refresh()
+        return JSONResponse(description([model["id"] for model in gateway.models()]))
 
     async def housekeeping() -> None:
         while True:

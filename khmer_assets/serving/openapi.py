@@ -18,11 +18,14 @@ ERRORS = {
 }
 
 
-def description() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def description(models: list[str]) -> dict[str, Any]:
+    """OpenAPI 3.1, of a gateway that serves the models of these names."""
     _, schemas = models_json_schema(
         [(body, "validation") for body in BODIES.values()], ref_template="#/components/schemas/{model}"
     )
+    for body in BODIES.values():
+        if models:
+            schemas["$defs"][body.__name__]["properties"]["model"]["enum"] = models
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {status: {"description": text, "content": error} for status, text in ERRORS.items()}
     answer = {"200": {"description": "as OpenAI answers", "content": {"application/json": {}, "text/event-stream": {}}}}

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -300,3 +303,12 @@ def test_the_description_names_every_path_with_a_schema(gateway):
     document = httpx.get(f"{gateway.address}/openapi.json", trust_env=False).json()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"} <= set(document["paths"])
     assert "messages" in document["components"]["schemas"]["Chat"]["required"]
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_failure(gateway):
+    program = Path(sys.executable).with_name("schemathesis")
+    command = [str(program), "run", f"{gateway.address}/openapi.json", "-H", f"Authorization: Bearer {gateway.key}"]
+    command += ["--checks", "not_a_server_error", "-n", "50", "--phases", "coverage,fuzzing"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout[-3000:]
