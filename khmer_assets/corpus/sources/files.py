@@ -16,7 +16,6 @@ Fields belong to rows (jsonl, csv, tsv, parquet); an HTML page's title, address 
 
 import codecs
 import csv
-import hashlib
 import io
 import json
 import re
@@ -24,15 +23,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, cast
+from typing import IO, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from upath import UPath
 
 from khmer_assets.corpus.sources import MAX_DOCUMENT_BYTES, Row, SourceError
+from khmer_assets.corpus.sources.entries import failure, files_of, fingerprint_of, settings_of
 from khmer_assets.corpus.sources.pages import extract
 from khmer_assets.corpus.sources.parquet import read_columns
-from khmer_assets.recipe import RecipeError, Settings, Source, digest_of
+from khmer_assets.recipe import Settings, Source
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".txt", ".md", ".html", ".htm", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -67,59 +67,25 @@ def read(source: Source, base: Path) -> Iterator[Row]:
 
     Raises `RecipeError` for wrong settings, `SourceError` for a glob that finds nothing or a format that is not known.
     """
-    settings = _settings(source)
+    settings = settings_of(source, FilesSettings)
     files = _find(source, settings, base)
     return (row for file in files for row in _read_file(file, settings))
 
 
 def fingerprint(source: Source, base: Path) -> str:
     """A digest of the entry and of the names and contents of its files. Raises as `read` does."""
-    contents = []
-    for file in _find(source, _settings(source), base):
-        with file.open("rb") as stream:
-            contents.append([file.name, hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()])
-    return digest_of({"entry": source.model_dump(mode="json"), "files": contents})
-
-
-def _settings(source: Source) -> FilesSettings:
-    try:
-        return FilesSettings.model_validate(source.settings)
-    except ValidationError as error:
-        lines = [
-            f"source {source.name!r}: settings.{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r:.80})"
-            for e in error.errors()
-        ]
-        raise RecipeError("\n".join(lines)) from None
+    return fingerprint_of(source, _find(source, settings_of(source, FilesSettings), base))
 
 
 def _find(source: Source, settings: FilesSettings, base: Path) -> list[UPath]:
-    found: dict[str, UPath] = {}
-    for pattern in _as_list(settings.path):
-        place = UPath(pattern)
-        if place.protocol in ("", "file") and not place.is_absolute():
-            place = UPath(base / pattern)
-        try:
-            if place.is_file():
-                files = [place]
-            else:
-                matches = sorted(map(str, place.fs.glob(place.path)))
-                files = [UPath(match, protocol=place.protocol, **place.storage_options) for match in matches]
-                files = [file for file in files if file.is_file()]
-        except (OSError, ImportError, ValueError) as error:
-            raise SourceError(f"source {source.name!r}: {place} cannot be reached: {error}") from error
-        if not files:
-            raise SourceError(
-                f"source {source.name!r}: nothing is at {place}; put the files there, or correct 'path' in its entry "
-                "of the catalogue"
-            )
-        found |= {str(file): file for file in files}
-    for file in found.values():
+    files = files_of(source, settings.path, base)
+    for file in files:
         if _format(file) not in FORMATS:
             raise SourceError(
                 f"source {source.name!r}: {file} has no known format; expected a name that ends in "
                 f"{', '.join(FORMATS)}, and .gz or .zst after it where it is compressed"
             )
-    return list(found.values())
+    return files
 
 
 def _as_list(names: str | list[str]) -> list[str]:
@@ -145,10 +111,10 @@ def _read_file(file: UPath, settings: FilesSettings) -> Iterator[Row]:
     except Exception as error:
         # whatever the libraries of the formats raise: what was read stays, and the row says where it ended
         where = f"after {place}" if rows else "at its beginning"
-        yield _set_aside("unreadable_file", file.name, f"cannot be read {where}: {error}")
+        yield failure("unreadable_file", file.name, f"cannot be read {where}: {error}")
     else:
         if not rows:
-            yield _set_aside("empty_file", file.name, "there is nothing in it")
+            yield failure("empty_file", file.name, "there is nothing in it")
 
 
 def _decompressed(raw: Any, file: UPath) -> IO[bytes]:
@@ -192,10 +158,6 @@ def _lines(stream: io.TextIOWrapper) -> Iterator[tuple[int, str, bool]]:
         yield number, line.removeprefix("\ufeff") if number == 1 else line, whole
 
 
-def _set_aside(rule: str, place: str, reason: str, text: str = "") -> Row:
-    return {"rule": rule, "place": place, "reason": f"{place}: {reason}", "text": text}
-
-
 def _read_text(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> Iterator[Row]:
     if settings.split == "document":
         text = stream.read(MAX_DOCUMENT_BYTES + 1)  # one more than is allowed, so that a larger one is noticed
@@ -233,13 +195,13 @@ def _read_json_lines(stream: io.TextIOWrapper, name: str, settings: FilesSetting
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield _set_aside("malformed_row", place, f"not JSON: {error}", line)
+                yield failure("malformed_row", place, f"not JSON: {error}", line)
                 continue
             if isinstance(values, dict):
                 yield from _documents(values, place, settings)
             else:
                 found = type(values).__name__
-                yield _set_aside("malformed_row", place, f"expected a JSON object, found {found}", line)
+                yield failure("malformed_row", place, f"expected a JSON object, found {found}", line)
 
 
 def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, delimiter: str) -> Iterator[Row]:
@@ -264,14 +226,14 @@ def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, de
             return
         except csv.Error as error:
             # the reader goes on with the next line; a quote that is never closed has taken the rest of the file
-            yield _set_aside("malformed_row", f"{name}, lines {first} to {number}", str(error), "".join(raw))
+            yield failure("malformed_row", f"{name}, lines {first} to {number}", str(error), "".join(raw))
             continue
         place = f"{name}, line {first}"
         if header is None:
             header = row
         elif row and len(row) != len(header):
             reason = f"has {len(row)} fields, and the header {len(header)}"
-            yield _set_aside("malformed_row", place, reason, "".join(raw))
+            yield failure("malformed_row", place, reason, "".join(raw))
         elif row:
             yield from _documents(dict(zip(header, row, strict=True)), place, settings)
 
@@ -296,14 +258,14 @@ def _documents(values: dict[str, Any], place: str, settings: FilesSettings) -> I
     for name in names:
         if values.get(name) is not None and not isinstance(values[name], str):
             found = type(values[name]).__name__
-            yield _set_aside("malformed_row", place, f"{name!r} holds {found}, expected a text", str(values[name]))
+            yield failure("malformed_row", place, f"{name!r} holds {found}, expected a text", str(values[name]))
             return
     about = {key: _plain(values.get(field)) if field else None for key, field in _fields(settings).items()}
     filled = [name for name in names if (values.get(name) or "").strip()]
     if not filled:
         fields = " or ".join(map(repr, names))
         present = ", ".join(map(repr, values)) or "no fields"
-        yield {**about, **_set_aside("missing_text", place, f"no text in {fields}; the row has {present}")}
+        yield {**about, **failure("missing_text", place, f"no text in {fields}; the row has {present}")}
     for name in filled:
         row = {**about, "text": values[name], "place": place}
         if len(names) > 1 and about["id"]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from khmer_assets.recipe import Language, RecipeError, Settings, Source, digest_of
+from khmer_assets.corpus.sources.entries import settings_of
+from khmer_assets.recipe import Language, Settings, Source, digest_of
 from khmer_assets.sample import composition
 
 _KHMER_SHARE = 0.6
@@ -28,13 +29,13 @@ def read(source: Source, base: Path) -> Iterator[dict[str, str | None]]:
 
     A row depends on the seed and on its number alone. Raises `RecipeError` on settings that are not understood.
     """
-    settings = _settings(source)
+    settings = settings_of(source, GeneratedSettings)
     return (_row(settings.seed, number) for number in range(settings.documents))
 
 
 def fingerprint(source: Source, base: Path) -> str:
     """A digest of the settings and of what the generator knows: equal digests mean equal rows."""
-    return digest_of([_settings(source).model_dump(), composition.fingerprint()])
+    return digest_of([settings_of(source, GeneratedSettings).model_dump(), composition.fingerprint()])
 
 
 def _row(seed: int, number: int) -> dict[str, str | None]:
@@ -42,15 +43,3 @@ def _row(seed: int, number: int) -> dict[str, str | None]:
     language: Language = "khm" if rng.random() < _KHMER_SHARE else "eng"
     category, text = composition.compose_text(rng, language)
     return {"id": str(number), "text": text, "language": language, "category": category, "title": None}
-
-
-def _settings(source: Source) -> GeneratedSettings:
-    try:
-        return GeneratedSettings.model_validate(source.settings)
-    except ValidationError as error:
-        mistakes = "; ".join(
-            f"settings.{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r:.80})" for e in error.errors()
-        )
-        raise RecipeError(
-            f"source {source.name!r}: {mistakes}; expected settings such as {{documents: 1000, seed: 1}}"
-        ) from None

@@ -76,6 +76,7 @@ def crawl(settings: WebsiteSettings, collection: Collection, log: Callable[[str]
             "DOWNLOAD_DELAY_JITTER": 0,  # the delay is the least, not the mean
             "DOWNLOAD_MAXSIZE": MAX_PAGE_BYTES,
             "DOWNLOAD_TIMEOUT": settings.timeout,
+            "DOWNLOAD_VERIFY_CERTIFICATES": True,
             "DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter",  # the collection's keys are
             "LOG_INSTALL_ROOT_HANDLER": False,
             "LOG_LEVEL": "ERROR",
