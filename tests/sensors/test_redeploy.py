@@ -5,8 +5,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from resources.model_server import ModelServer
 from resources.storage import FoldersIOManager
-from sensors.redeploy import redeploy_sensor
+from sensors.redeploy import keep_serving_sensor, redeploy_sensor
 
 
 class Releases:
@@ -97,3 +98,10 @@ def test_the_sensor_runs_without_being_switched_on(releases):
     sensor = releases.definitions().get_repository_def().get_sensor_def("redeploy")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     assert sensor.job_name == "deploy"
+
+
+def test_nothing_is_started_that_was_never_deployed(tmp_path):
+    context = dg.build_sensor_context(resources={"model_server": ModelServer(home=str(tmp_path), port=8000)})
+    skipped = keep_serving_sensor()(context)
+    assert isinstance(skipped, dg.SkipReason)
+    assert skipped.skip_message == "nothing to do"
