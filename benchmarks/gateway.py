@@ -17,12 +17,12 @@ from pathlib import Path
 
 import aiohttp
 import polars as pl
+import psutil
 
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.serving.assets import model_server
 from resources.engines import ServerState, engine_key
 from resources.model_server import ModelServer
-from resources.processes import BackgroundProcess
 from resources.storage import markdown_table
 
 ANSWER_TOKENS = 64
@@ -112,11 +112,11 @@ async def load_with(
     return load
 
 
-def gateway_memory(home: Path) -> int:
-    """Bytes of the gateway process, without the supervisor."""
-    supervisor = BackgroundProcess(home / "server", "gateway")._process()
+def gateway_process(server: ModelServer) -> psutil.Process:
+    """The gateway, as the supervisor has started it last."""
+    supervisor = server._process._process()
     assert supervisor is not None, "the supervisor runs"
-    return int(supervisor.children()[0].memory_info().rss)
+    return supervisor.children()[0]
 
 
 def started_server(home: Path, recipe: Recipe, port: int, **settings: object) -> ModelServer:
@@ -174,11 +174,11 @@ def main() -> None:
                 "failed": int(many["gateway"]["failed"] + few["gateway"]["failed"]),
             }
             if arguments.requests:
-                before, answers, failed = gateway_memory(Path(home)), 0, 0
+                before, answers, failed = gateway_process(server).memory_info().rss, 0, 0
                 while answers < arguments.requests:
                     load = asyncio.run(load_with(server.address, server.api_key(), arguments.users, 20))
                     answers, failed = answers + load.answers, failed + load.failed + load.cut
-                grown = (gateway_memory(Path(home)) - before) / 1e6
+                grown = (gateway_process(server).memory_info().rss - before) / 1e6
                 result |= {"requests": answers, "memory_grown_mb": round(grown, 1), "failed": result["failed"] + failed}
         finally:
             server.stop()

@@ -20,11 +20,10 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.gateway import Load, load_with, random_model, started_server
+from benchmarks.gateway import Load, gateway_process, load_with, random_model, started_server
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from resources.engines import Engine, ServerState
 from resources.model_server import ModelServer, ModelServerError
-from resources.processes import BackgroundProcess
 
 
 def during(server: ModelServer, users: int, least: float, act: Callable[[], None]) -> Load:
@@ -73,13 +72,10 @@ def redeploy(server: ModelServer, folder: Path, recipe: Recipe, count: int) -> t
 
 def kill_gateway(server: ModelServer, count: int) -> list[float]:
     """Kill the gateway again and again; the seconds until it answers again."""
-    supervisor = BackgroundProcess(Path(server.home) / "server", "gateway")._process()
-    assert supervisor is not None, "the supervisor runs"
     back = []
     for _ in range(count):
         time.sleep(3)
-        (gateway,) = supervisor.children()
-        gateway.kill()
+        gateway_process(server).kill()
         started = time.monotonic()
         while httpx.get(f"{server.address}/v1/models", trust_env=False, timeout=30).status_code != 401:
             pass
@@ -129,22 +125,23 @@ def main() -> None:
         home = Path(temporary)
         server = started_server(home, recipe, arguments.port)
         try:
-            counts: list[int] = []
-            load = during(
-                server,
-                arguments.users,
-                arguments.seconds,
-                lambda: counts.extend(redeploy(server, home, recipe, arguments.redeploys)),
-            )
-            result = {
-                "requests": load.answers + load.failed + load.cut,
-                "failed": load.failed,
-                "cut_streams": load.cut,
-                "redeploys": counts[0],
-                "rollbacks": counts[1],
-                "unrecorded": unrecorded(home, load),
-            }
-            print(json.dumps(result), load.errors[:3], flush=True)
+            if arguments.redeploys:
+                counts: list[int] = []
+                load = during(
+                    server,
+                    arguments.users,
+                    arguments.seconds,
+                    lambda: counts.extend(redeploy(server, home, recipe, arguments.redeploys)),
+                )
+                result = {
+                    "requests": load.answers + load.failed + load.cut,
+                    "failed": load.failed,
+                    "cut_streams": load.cut,
+                    "redeploys": counts[0],
+                    "rollbacks": counts[1],
+                    "unrecorded": unrecorded(home, load),
+                }
+                print(json.dumps(result), load.errors[:3], flush=True)
             if arguments.gateway_kills:
                 back: list[float] = []
                 load = during(

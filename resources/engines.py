@@ -136,6 +136,7 @@ class Engine:
             "VLLM_API_KEY": engine_key(self.folder),  # an argument would show in the list of processes
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; the gateway closes idle connections first
             "DO_NOT_TRACK": "1",
         }
         if on_cpu:

@@ -135,8 +135,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
         with self._locked(print):
             if self._state.release is not None:
                 self._state.model_copy(update={"stopped": True}).write(self._folder)
-            ran = self._process.stop()
-            return self._stop_engines(keep=()) or ran
+            gateway, engines = self._stop("gateway*", keep=()), self._stop("vllm*", keep=())
+            return gateway or engines
 
     @property
     def _folder(self) -> Path:
@@ -144,7 +144,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     @property
     def _process(self) -> BackgroundProcess:
-        return BackgroundProcess(self._folder, "gateway")
+        return BackgroundProcess(self._folder, f"gateway-{self.port}")
 
     @property
     def _state(self) -> ServerState:
@@ -172,7 +172,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         if not (model / "config.json").is_file():
             raise ModelServerError(f"{model}: expected a transformers model folder, found no config.json in it")
         self._require_port()
-        self._stop_engines(keep=former.ports)  # those that an interrupted deployment has left
+        self._stop("vllm*", keep=tuple(f"vllm-{port}" for port in former.ports))  # of an interrupted deployment
         self._keep(model, wanted.digest)
         if self.replace == "after" and former.ports:
             say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
@@ -237,14 +237,14 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def _start_gateway(self) -> None:
         self._require_port()
         if not self._process.is_running():
-            self._process.stop()  # a gateway whose supervisor was killed
             command = [sys.executable, "-m", "resources.supervisor", self.home, str(self.port), GATEWAY_MODULE]
             self._process.start(command, cwd=PROJECT)
 
     def _require_port(self) -> None:
+        self._stop("gateway*", keep=(self._process.name,))  # on the port that the recipe named before
         if self._process.is_running():
             return
-        self._process.stop()
+        self._process.stop()  # a gateway whose supervisor was killed
         remedy = "end that program or set serving.port in the recipe to another port"
         try:
             require_free_port(self.port, "the gateway", remedy)
@@ -289,9 +289,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
                     kept.write(engine.process.log.read_bytes())
         return failed
 
-    def _stop_engines(self, keep: tuple[int, ...]) -> bool:
-        files = [file for file in self._folder.glob("vllm*.json") if file.stem not in {f"vllm-{port}" for port in keep}]
-        return any([BackgroundProcess(self._folder, file.stem).stop() for file in files])
+    def _stop(self, pattern: str, keep: tuple[str, ...]) -> bool:
+        names = [file.stem for file in self._folder.glob(f"{pattern}.json") if file.stem not in keep]
+        return any([BackgroundProcess(self._folder, name).stop() for name in names])
 
     def _free_ports(self, taken: tuple[int, ...]) -> list[int]:
         """Ports of new engines, beside the gateway's own."""
