@@ -159,15 +159,20 @@ def test_what_is_killed_comes_back(server, tmp_path):
     supervisor = server._process._process()
     (gateway,) = supervisor.children()
     (port,) = ServerState.read(tmp_path / "server").ports
+
+    def answer() -> str:
+        return ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+
+    before = answer()
     gateway.kill()
-    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8), "the question waits for the new gateway"
+    assert answer() == before, "the question waits for the new gateway"
     Engine(tmp_path / "server", port).process._process().kill()
-    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8), "the question waits for the new engine"
+    assert answer() == before, "the question waits for the new engine"
     supervisor.kill()
     supervisor.wait()
     assert server.keep_serving() is True, "as after a restart of the machine"
     server.resume()
-    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+    assert answer() == before
 
 
 def spoil(weights) -> None:
