@@ -432,7 +432,7 @@ def application(home: Path) -> ASGIApp:
         keeping = asyncio.create_task(housekeeping())
         async with aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {engine_key(gateway.folder)}"},
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             auto_decompress=False,
         ) as gateway.session:

@@ -310,5 +310,5 @@ def test_schemathesis_finds_no_failure(gateway):
     program = Path(sys.executable).with_name("schemathesis")
     command = [str(program), "run", f"{gateway.address}/openapi.json", "-H", f"Authorization: Bearer {gateway.key}"]
     command += ["--checks", "not_a_server_error", "-n", "50", "--phases", "coverage,fuzzing"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, cwd=gateway.home, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-3000:]
