@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from khmer_assets.serving.requests import Body, Chat, Completion
+from khmer_assets.serving.requests import Body, Chat, Completion, Tokenization
 
 JOURNALS = ".open"
 REDACTED = "[redacted]"
@@ -73,7 +73,9 @@ class Record:
             self.fields["messages"] = others
         else:
             self.fields["system_prompt"] = None
-            self.fields["user_input"] = self.body.prompt if isinstance(self.body, Completion) else self.body.texts()[0]
+            self.fields["user_input"] = (
+                self.body.prompt if isinstance(self.body, Completion | Tokenization) else self.body.texts()[0]
+            )
 
     def close(self, outcome: str, error: str | None = None) -> None:
         """Write the record: `outcome` is completed, cancelled, failed or interrupted."""

@@ -187,14 +187,14 @@ class Embeddings(Body):
 
 
 class Tokenization(Body):
-    """POST /tokenize: the token ids of a text, as the engine reads it."""
+    """POST /tokenize: the token ids of a text, as the engine reads it, also of one that no answer could have."""
 
-    prompt: Text
+    prompt: Annotated[str, Field(max_length=65_536)]
     add_special_tokens: bool | None = None
 
     def texts(self) -> list[str]:
-        """The text."""
-        return [self.prompt]
+        """None: the model itself reads nothing."""
+        return []
 
 
 BODIES: dict[str, type[Body]] = {

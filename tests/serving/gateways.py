@@ -37,6 +37,7 @@ class StandIn:
                 Route("/health", lambda _: Response()),
                 Route("/v1/chat/completions", self.answer, methods=["POST"]),
                 Route("/v1/completions", self.answer, methods=["POST"]),
+                Route("/tokenize", self.tokens, methods=["POST"]),
             ]
         )
 
@@ -55,6 +56,9 @@ class StandIn:
             await asyncio.sleep(30)
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS)}, "finish_reason": "stop"}
         return JSONResponse({**common, "object": "chat.completion", "choices": [choice], "usage": USAGE})
+
+    async def tokens(self, request: Request) -> Response:
+        return JSONResponse({"tokens": list((await request.json())["prompt"].encode())})
 
     async def pieces(self, common: dict[str, Any]) -> Any:
         common["object"] = "chat.completion.chunk"

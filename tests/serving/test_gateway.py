@@ -152,6 +152,13 @@ def test_what_the_engine_refuses_is_passed_on(gateway):
     assert gateway.record("refused")["error"]
 
 
+def test_a_text_of_any_length_is_tokenized_and_what_the_model_cannot_do_is_refused(gateway):
+    response = post(gateway, {"model": "khmer", "prompt": "ab" * 5000}, path="/tokenize")
+    assert len(response.json()["tokens"]) == 10_000
+    response = post(gateway, {"model": "khmer", "input": "ab"}, path="/v1/embeddings")
+    assert response.status_code == 404 and "does not answer /v1/embeddings" in error_of(response)["message"]
+
+
 def test_unknown_paths_and_methods_have_openai_s_shape(gateway):
     for path in ("/nothing", "/v1/../../secret", "/v1/chat/completions", "/audit/2026-01-01"):
         response = httpx.get(gateway.address + path, trust_env=False)
