@@ -33,9 +33,9 @@ from typing import IO, Annotated, Any, cast
 from pydantic import Field, model_validator
 from upath import UPath
 
-from khmer_assets.corpus.sources import Row, SourceError
+from khmer_assets.corpus.sources import Row
 from khmer_assets.corpus.sources.collection import Collection, Item
-from khmer_assets.corpus.sources.entries import failure, files_of, fingerprint_of, settings_of, version_of
+from khmer_assets.corpus.sources.entries import failure, files_of, files_to_collect, fingerprint_of, settings_of
 from khmer_assets.corpus.sources.fetching import Fetcher, Unreachable
 from khmer_assets.corpus.sources.pages import extract
 from khmer_assets.corpus.sources.parallel import chunks, in_parallel
@@ -97,18 +97,9 @@ def collect(source: Source, base: Path, collection: Collection, log: Callable[[s
     settings = settings_of(source, CommonCrawlSettings)
     refresh = Refresh(source, settings, collection, log)
     refresh.figures.update(records=0, other_languages=0, no_pages=0, documents=0)
-    for pattern in [settings.files] if isinstance(settings.files, str) else settings.files or []:
-        try:
-            files = {file: version_of(file) for file in files_of(source, pattern, base, "files")}
-        except (SourceError, OSError) as error:
-            if not collection.counts()["rows"]:
-                raise
-            collection.finish(f"files:{pattern}", [failure("unreachable", pattern, str(error))])
-            continue
-        collection.finish(f"files:{pattern}", [])
-        for file, version in files.items():
-            if not refresh.over:
-                _read_file(file, version, refresh)
+    for file, version in files_to_collect(source, settings.files, base, "files", collection):
+        if not refresh.over:
+            _read_file(file, version, refresh)
     if settings.index:
         _fetch(refresh)
     return {**refresh.figures, "limit_reached": refresh.over}

@@ -1,7 +1,7 @@
 """What an entry of the catalogue says: its settings, checked, and the files that it names with their versions."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from upath import UPath
 
 from khmer_assets.corpus.sources import SourceError
+from khmer_assets.corpus.sources.collection import Collection
 from khmer_assets.recipe import RecipeError, Settings, Source, digest_of
 
 S = TypeVar("S", bound=Settings)
@@ -57,6 +58,26 @@ def files_of(source: Source, patterns: str | list[str], base: Path, key: str = "
             )
         found |= {str(file): file for file in files}
     return list(found.values())
+
+
+def files_to_collect(
+    source: Source, patterns: str | list[str] | None, base: Path, key: str, collection: Collection
+) -> Iterator[tuple[UPath, str]]:
+    """The files of a source that fetches, each with its version; `key` is the setting that names them.
+
+    A pattern without files leaves a row that says so, and the others go on. Raises as `files_of` does when nothing was
+    collected yet.
+    """
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        try:
+            files = {file: version_of(file) for file in files_of(source, pattern, base, key)}
+        except (SourceError, OSError) as error:
+            if not collection.counts()["rows"]:
+                raise
+            collection.finish(f"{key}:{pattern}", [failure("unreachable", pattern, str(error))])
+            continue
+        collection.finish(f"{key}:{pattern}", [])
+        yield from files.items()
 
 
 def version_of(file: UPath) -> str:

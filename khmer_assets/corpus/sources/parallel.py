@@ -1,12 +1,13 @@
 """Maps a function over many small things on all cores, in their order and with a bounded number in memory."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from multiprocessing import get_context
 from typing import TypeVar
+
+from resources.batches import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,13 +31,12 @@ def in_parallel(
         for chunk in first:
             yield from function(chunk)
         return
-    cores = len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(cores, mp_context=get_context("spawn"))  # a fork would copy threads' locks
+    pool = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))  # a fork would copy threads' locks
     waiting: deque[Future[list[R]]] = deque()
     try:
         for chunk in chain(first, waiting_chunks):
             waiting.append(pool.submit(function, chunk))
-            if len(waiting) >= WAITING * cores:
+            if len(waiting) >= WAITING * cores():
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

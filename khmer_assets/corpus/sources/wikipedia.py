@@ -32,7 +32,7 @@ from upath import UPath
 
 from khmer_assets.corpus.sources import Row, SourceError
 from khmer_assets.corpus.sources.collection import Collection
-from khmer_assets.corpus.sources.entries import failure, files_of, fingerprint_of, settings_of, version_of
+from khmer_assets.corpus.sources.entries import failure, files_of, files_to_collect, fingerprint_of, settings_of
 from khmer_assets.corpus.sources.fetching import Answer, Fetcher, Unreachable
 from khmer_assets.corpus.sources.parallel import chunks, in_parallel
 from khmer_assets.corpus.sources.wikitext import MarkupError, Names, plain_text
@@ -117,18 +117,9 @@ def collect(source: Source, base: Path, collection: Collection, log: Callable[[s
     settings = settings_of(source, WikipediaSettings)
     refresh = Refresh(settings, collection, log)
     refresh.figures.update(pages=0, articles=0, skipped=0, gone=0)
-    for pattern in [settings.dump] if isinstance(settings.dump, str) else settings.dump or []:
-        try:
-            files = {file: version_of(file) for file in files_of(source, pattern, base, "dump")}
-        except (SourceError, OSError) as error:
-            if not collection.counts()["rows"]:
-                raise
-            collection.finish(f"dump:{pattern}", [failure("unreachable", pattern, str(error))])
-            continue
-        collection.finish(f"dump:{pattern}", [])
-        for file, version in files.items():
-            if not refresh.over:
-                _read_dump(file, version, refresh)
+    for file, version in files_to_collect(source, settings.dump, base, "dump", collection):
+        if not refresh.over:
+            _read_dump(file, version, refresh)
     if settings.api:
         _read_changes(settings.api, refresh)
     return {**refresh.figures, "limit_reached": refresh.over}
