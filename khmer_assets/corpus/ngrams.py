@@ -143,19 +143,13 @@ def signatures(texts: Texts, n: int, permutations: int) -> NDArray[np.uint32]:
 
 
 @njit(cache=True, nogil=True)
-def _distinct_into(hashes: NDArray[np.uint64], table: NDArray[np.uint64]) -> int:
-    """Enter hashes into an empty table of open addressing (0: free); return how many were different."""
+def _slot(table: NDArray[np.uint64], value: np.uint64) -> np.uint64:
+    """Where a value, which is not 0, stands in a table of open addressing (0: free), or where it would."""
     mask = np.uint64(table.size - 1)
-    count = 0
-    for place in range(hashes.size):
-        value = max(hashes[place], np.uint64(1))
-        slot = value & mask
-        while table[slot] != 0 and table[slot] != value:
-            slot = (slot + np.uint64(1)) & mask
-        if table[slot] == 0:
-            table[slot] = value
-            count += 1
-    return count
+    slot = value & mask
+    while table[slot] != 0 and table[slot] != value:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
 
 
 @njit(cache=True, nogil=True)
@@ -163,22 +157,21 @@ def _jaccard(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> float:
     size = 16
     while size < 2 * max(first.size, second.size):
         size *= 2
-    mask = np.uint64(size - 1)
     table, seen = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
-    union = _distinct_into(first, table)
-    shared = 0
+    union = shared = 0
+    for place in range(first.size):
+        value = max(first[place], np.uint64(1))
+        slot = _slot(table, value)
+        if table[slot] == 0:
+            table[slot] = value
+            union += 1
     for place in range(second.size):
         value = max(second[place], np.uint64(1))
-        slot = value & mask
-        while seen[slot] != 0 and seen[slot] != value:
-            slot = (slot + np.uint64(1)) & mask
+        slot = _slot(seen, value)
         if seen[slot] == value:
             continue
         seen[slot] = value
-        slot = value & mask
-        while table[slot] != 0 and table[slot] != value:
-            slot = (slot + np.uint64(1)) & mask
-        if table[slot] == value:
+        if table[_slot(table, value)] == value:
             shared += 1
         else:
             union += 1
