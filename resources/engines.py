@@ -6,6 +6,7 @@ What belongs here: starting, checking and stopping an engine. What does not: whe
 """
 
 import fcntl
+import json
 import math
 import os
 import re
@@ -39,24 +40,49 @@ class ModelServerError(Exception):
 
 
 class Release(BaseModel):
-    """A model version and how vLLM runs it: `max_model_length` in tokens, `engine` vLLM's own settings by name."""
+    """A model version and how vLLM runs it: `max_model_length` in tokens, `engine` vLLM's own settings by name.
+
+    `base` is the digest of the model that adapters must have been trained on.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     digest: str
     max_model_length: int
     engine: dict[str, Any] = {}
+    base: str = ""
 
     @property
     def names(self) -> tuple[str, str]:
         """The names under which requests may choose the model: a constant one, and one that tells its version."""
         return MODEL_NAME, f"{MODEL_NAME}-{self.digest[:12]}"
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether its engines are started with room for adapters."""
+        return bool(self.engine.get("enable_lora"))
+
+
+class Adapter(BaseModel):
+    """A version of a LoRA adapter; `base` is the digest of the model that it was trained on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    base: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """As of a release. Engines know the second alone: weights that are others never have the same name."""
+        return f"{MODEL_NAME}-{self.name}", f"{MODEL_NAME}-{self.name}-{self.digest[:12]}"
+
 
 class ServerState(BaseModel):
     """What is served where. The gateway and the supervisor follow the file; `ModelServer` alone writes it.
 
     `ports`: one an engine. `former`: what a rollback serves. `rolled_back`: the digest that one has replaced.
+    `adapters`: of the release and of the former one. `retired`: digests of adapters that were taken away on purpose.
     `gateway`: settings that only the gateway understands. `stopped`: ended on purpose.
     """
 
@@ -66,6 +92,8 @@ class ServerState(BaseModel):
     ports: tuple[int, ...] = ()
     former: Release | None = None
     rolled_back: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+    retired: tuple[str, ...] = ()
     gateway: dict[str, Any] = {}
     stopped: bool = False
 
@@ -76,6 +104,17 @@ class ServerState(BaseModel):
             return cls.model_validate_json((folder / "server.json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return cls()
+
+    def adapters_of(self, release: Release) -> tuple[Adapter, ...]:
+        """Those that were trained on what the release was made from, if it takes any."""
+        return tuple(a for a in self.adapters if a.base == release.base) if release.takes_adapters else ()
+
+    def names(self) -> dict[str, Adapter | None]:
+        """The names that requests may choose, and the adapter behind each; None stands for the release itself."""
+        if self.release is None:
+            return {}
+        chosen: dict[str, Adapter | None] = dict.fromkeys(self.release.names)
+        return chosen | {name: adapter for adapter in self.adapters_of(self.release) for name in adapter.names}
 
     def write(self, folder: Path) -> None:
         """Replace the file in one step."""
@@ -119,7 +158,7 @@ class Engine:
         self.port = port
         self.process = BackgroundProcess(folder, f"vllm-{port}")
 
-    def start(self, release: Release) -> None:
+    def start(self, release: Release, adapters: tuple[Adapter, ...] = ()) -> None:
         """Start it in the background, unless it runs. Raises `ModelServerError` where there is no vLLM."""
         python, on_cpu = vllm_environment()
         # not the console script: that of the CPU build does not start
@@ -132,10 +171,13 @@ class Engine:
             option = name.replace("_", "-")
             command += [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else []
             command += [] if isinstance(value, bool) else [f"--{option}", str(value)]
+        if adapters:
+            command += ["--lora-modules", *(json.dumps(_lora_module(self.folder, adapter)) for adapter in adapters)]
         env = {
             "VLLM_API_KEY": engine_key(self.folder),  # an argument would show in the list of processes
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(release.takes_adapters),
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; the gateway closes idle connections first
             "DO_NOT_TRACK": "1",
         }
@@ -163,13 +205,29 @@ class Engine:
                 say(f"vLLM is starting on port {self.port}, {now - started:.0f} s")
             time.sleep(0.5)
 
-    def check_answers(self, release: Release) -> None:
-        """Raise `ModelServerError` unless it names this release and completes the Khmer prompts with finite figures."""
+    def load(self, adapter: Adapter) -> None:
+        """Load an adapter beside the model, unless it is there. Raises `ModelServerError` with vLLM's reason."""
+        module = _lora_module(self.folder, adapter)
+        body = {"lora_name": module["name"], "lora_path": module["path"]}
+        try:
+            response = self._http(120).post("/v1/load_lora_adapter", json=body)
+        except httpx.HTTPError as error:
+            raise ModelServerError(f"vLLM does not answer ({error!r}): {self.reason()}") from None
+        if response.status_code != 200 and adapter.names[1] not in self.served_names():
+            raise ModelServerError(f"vLLM refuses the adapter {adapter.names[1]}: {response.text[:1000]}")
+
+    def unload(self, adapter: Adapter) -> None:
+        """Forget an adapter; answers that use it still end. An engine that does not have it is left as it is."""
+        with suppress(httpx.HTTPError):
+            self._http(120).post("/v1/unload_lora_adapter", json={"lora_name": adapter.names[1]})
+
+    def check_answers(self, name: str) -> None:
+        """Raise `ModelServerError` unless it offers this model and completes Khmer prompts with finite figures."""
         offered = self.served_names()
-        if release.names[1] not in offered:
-            raise ModelServerError(f"expected {release.names[1]} on port {self.port}, found {offered}")
+        if name not in offered:
+            raise ModelServerError(f"expected {name} on port {self.port}, found {offered}")
         for prompt in SMOKE_PROMPTS:
-            body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
+            body = {"model": name, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
             # broken weights show in the log probabilities: they are not numbers, which vLLM cannot write as JSON
             body |= {"max_tokens": 8, "logprobs": True}
             try:
@@ -227,5 +285,9 @@ def vllm_environment() -> tuple[Path, bool]:
 
 
 def kept_model(folder: Path, digest: str) -> Path:
-    """Where the files of a served model are: hard links, so that the store may forget the version."""
+    """Where the files of a served model or adapter are: hard links, so that the store may forget the version."""
     return folder / "models" / digest
+
+
+def _lora_module(folder: Path, adapter: Adapter) -> dict[str, str]:
+    return {"name": adapter.names[1], "path": str(kept_model(folder, adapter.digest))}

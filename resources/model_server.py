@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import Field
 
 from resources.engines import (
     MODEL_NAME,
+    Adapter,
     Engine,
     ModelServerError,
     Release,
@@ -38,6 +39,7 @@ __all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus", "lin
 
 GATEWAY_MODULE = "khmer_assets.serving.gateway"
 GATEWAY_SECONDS = 60
+PASSING_SECONDS = 1.0  # in which a request that the gateway has just passed on reaches its engine
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,16 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 return ServerStatus(True, tuple(model["id"] for model in response.json()["data"]))
         return ServerStatus(True, ())
 
-    def deploy(self, model: Path, digest: str, max_model_length: int, say: Say = print) -> float:
+    def deploy(self, model: Path, digest: str, max_model_length: int, base: str = "", say: Say = print) -> float:
         """Serve the transformers folder `model` as version `digest`; return the seconds until it answered.
 
         Nothing happens when this version is already served. When the new model fails, the former one goes on and
-        `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together.
+        `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together. Adapters that were
+        trained on the model of digest `base` are served with it.
         """
+        release = Release(digest=digest, max_model_length=max_model_length, engine=self.engine, base=base)
         with self._locked(say):
-            return self._serve(
-                Release(digest=digest, max_model_length=max_model_length, engine=self.engine), model, say
-            )
+            return self._serve(release, model, say)
 
     def rollback(self, say: Say = print) -> str:
         """Serve the release before the present one; return its digest. It stays, also when `make run` is repeated."""
@@ -116,6 +118,75 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def rolled_back(self) -> str | None:
         """The digest that a rollback has replaced, until another release is deployed."""
         return self._state.rolled_back
+
+    def load_adapter(self, folder: Path, name: str, digest: str, base: str, say: Say = print) -> float:
+        """Serve the peft folder `folder` as version `digest` of the adapter `name`; return the seconds that it took.
+
+        Engines go on meanwhile. The version before it is retired. When the new one fails, everything stays as it was
+        and `ModelServerError` tells why. `base` is the digest of the model that it was trained on.
+        """
+        adapter = Adapter(name=name, digest=digest, base=base)
+        with self._locked(say):
+            state = self._state
+            if state.release is None or state.stopped:
+                raise ModelServerError("no release is served that could take the adapter; `make run` serves one")
+            if base != state.release.base:
+                raise ModelServerError(
+                    f"the adapter {name} was trained on the model {base}, and the served release was made from "
+                    f"{state.release.base or 'one that is not known'}; materialize both for the same merged_model"
+                )
+            if not state.release.takes_adapters:
+                raise ModelServerError(
+                    "the release was served before the recipe had adapters, so its engines have no room for any; "
+                    "materialize served_model again"
+                )
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise ModelServerError(f"{folder}: expected a peft folder, found no adapter_model.safetensors in it")
+            self._forget_models(state)
+            self._keep(folder, digest)
+            engines = [Engine(self._folder, port) for port in state.ports]
+            started = time.monotonic()
+            try:
+                for engine in engines:
+                    engine.wait_until_healthy(say)
+                    engine.load(adapter)
+                    engine.check_answers(adapter.names[1])
+            except ModelServerError:
+                for engine in engines:
+                    if adapter not in state.adapters:
+                        engine.unload(adapter)
+                raise
+            former = [a for a in state.adapters if (a.name, a.base) == (name, base) and a != adapter]
+            others = (a for a in state.adapters if a not in former and a != adapter)
+            retired = tuple(d for d in state.retired if d != digest)
+            state.model_copy(update={"adapters": (*others, adapter), "retired": retired}).write(self._folder)
+            self._wait_for_gateway(state.release)
+            seconds = time.monotonic() - started
+            say(f"{adapter.names[1]} is served, after {seconds:.2f} s")
+            self._unload(former)
+            return seconds
+
+    def retire_adapter(self, name: str, say: Say = print) -> None:
+        """Serve the adapter `name` no longer, until it is materialized again; running answers end on it."""
+        with self._locked(say):
+            state = self._state
+            gone = [adapter for adapter in state.adapters if adapter.name == name]
+            if not gone:
+                served = ", ".join(sorted({adapter.name for adapter in state.adapters})) or "none"
+                raise ModelServerError(f"there is no adapter {name!r}; served are: {served}")
+            others = tuple(adapter for adapter in state.adapters if adapter not in gone)
+            retired = tuple(dict.fromkeys([*state.retired, *(adapter.digest for adapter in gone)]))
+            state.model_copy(update={"adapters": others, "retired": retired}).write(self._folder)
+            self._unload(gone)
+
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are served with the present release."""
+        state = self._state
+        return state.adapters_of(state.release) if state.release is not None else ()
+
+    def was_retired(self, digest: str) -> bool:
+        """Whether this version of an adapter was taken away on purpose."""
+        return digest in self._state.retired
 
     def resume(self, say: Say = print) -> None:
         """Serve again what was served last, after a stop or a restart of the machine."""
@@ -182,10 +253,11 @@ class ModelServer(dg.ConfigurableResource[Any]):
         try:
             for engine in engines:
                 engine.process.log.unlink(missing_ok=True)
-                engine.start(wanted)
+                engine.start(wanted, former.adapters_of(wanted))
             for engine in engines:
                 engine.wait_until_healthy(say)
-                engine.check_answers(wanted)
+                for name in (wanted.names[1], *(adapter.names[1] for adapter in former.adapters_of(wanted))):
+                    engine.check_answers(name)
         except ModelServerError as error:
             failed = self._turn_away(engines)
             self._forget_models(former)
@@ -197,11 +269,15 @@ class ModelServer(dg.ConfigurableResource[Any]):
             except ModelServerError as second:
                 raise ModelServerError(f"{message}\nThe former model does not start either: {second}") from error
             raise ModelServerError(f"{message}\nThe former model, {former.release.names[1]}, is served.") from None
+        goes = former.release if former.release != wanted else former.former
+        bases = {release.base for release in (wanted, goes) if release is not None}
         state = ServerState(
             release=wanted,
             ports=tuple(engine.port for engine in engines),
-            former=former.release if former.release != wanted else former.former,
+            former=goes,
             rolled_back=rolled_back,
+            adapters=tuple(adapter for adapter in former.adapters if adapter.base in bases),
+            retired=former.retired,
             gateway=self.gateway,
         )
         state.write(self._folder)
@@ -228,7 +304,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         if waiting:
             with state_lock(self._folder):  # the supervisor may be about to start them too
                 for engine in engines:
-                    engine.start(release)
+                    engine.start(release, state.adapters_of(release))
             for engine in engines:
                 engine.wait_until_healthy(say)
         self._wait_for_gateway(release)
@@ -278,6 +354,14 @@ class ModelServer(dg.ConfigurableResource[Any]):
         for port in ports:
             Engine(self._folder, port).process.stop()
 
+    def _unload(self, adapters: Iterable[Adapter]) -> None:
+        """Let engines forget adapters that get no new requests. Their files stay until the next change."""
+        if adapters := list(adapters):
+            time.sleep(PASSING_SECONDS)
+        for adapter in adapters:
+            for port in self._state.ports:
+                Engine(self._folder, port).unload(adapter)
+
     def _turn_away(self, engines: list[Engine]) -> Path:
         """Stop engines that failed; return the file that keeps what they wrote."""
         failed = self._folder / "vllm.failed.log"
@@ -321,7 +405,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             aside.rename(kept)
 
     def _forget_models(self, state: ServerState) -> None:
-        keep = {release.digest for release in (state.release, state.former) if release is not None}
+        keep = {kept.digest for kept in (state.release, state.former, *state.adapters) if kept is not None}
         for folder in (self._folder / "models").iterdir():
             if folder.name not in keep:
                 shutil.rmtree(folder)

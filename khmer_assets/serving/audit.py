@@ -20,7 +20,8 @@ from khmer_assets.serving.requests import Body, Chat, Completion, Tokenization
 
 JOURNALS = ".open"
 REDACTED = "[redacted]"
-PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "outcome", "finish_reason")  # no user's words
+# fields without a user's words
+PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason")
 
 
 class Record:
@@ -42,6 +43,7 @@ class Record:
             "endpoint": path,
             "model": body.model,
             "release": None,
+            "adapter": None,
         }
         self._journal: int | None = None
         self._answer: list[bytes] = []

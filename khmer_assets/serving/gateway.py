@@ -43,7 +43,7 @@ MAX_DISCARDED_BODY = 64 * 1024 * 1024  # read and dropped, so that its sender ca
 ENGINE_REST_SECONDS = 1.0  # before an engine that could not be reached is tried again
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 LOGGED = (
-    *("id", "key_id", "endpoint", "model", "release", "outcome"),
+    *("id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
     *("seconds", "seconds_to_first_token", "finish_reason"),
 )
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -87,6 +87,7 @@ class Gateway:
             return
         self._seen = seen
         self.state = ServerState.read(self.folder)
+        self.names = self.state.names()
         self.settings = GatewaySettings.model_validate(self.state.gateway)
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
         self.allowances = {  # the limits may be others now
@@ -103,7 +104,7 @@ class Gateway:
             RELEASE.info({"digest": self.state.release.digest})
 
     def models(self) -> list[dict[str, Any]]:
-        """The served names, as /v1/models shows them."""
+        """The served names, as /v1/models shows them: `root` is the digest of what answers, `parent` its model's."""
         if (release := self.state.release) is None:
             return []
         return [
@@ -112,10 +113,11 @@ class Gateway:
                 "object": "model",
                 "created": 0,
                 "owned_by": "khmer-llm-factory",
-                "root": release.digest,
+                "root": adapter.digest if adapter else release.digest,
+                "parent": release.digest if adapter else None,
                 "max_model_len": release.max_model_length,
             }
-            for name in release.names
+            for name, adapter in self.names.items()
         ]
 
     def key_of(self, request: Request) -> Key:
@@ -244,8 +246,11 @@ class Answer:
     async def _from(self, port: int, send: Send) -> None:
         release = self.gateway.state.release
         assert release is not None, "an engine serves a release"
-        self.record.fields["release"] = release.digest
-        update: dict[str, Any] = {"model": release.names[1]}
+        if self.body.model not in self.gateway.names:  # it was when the request came
+            raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
+        adapter = self.gateway.names[self.body.model]
+        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        update: dict[str, Any] = {"model": (adapter or release).names[1]}
         if self.body.streams():
             update["stream_options"] = StreamOptions(include_usage=True)
         content = self.body.model_copy(update=update).model_dump_json(exclude_none=True).encode()
@@ -301,6 +306,8 @@ class Answer:
             (b"x-request-id", self.record.id.encode()),
             (b"x-khmer-release", str(self.record.fields["release"]).encode()),
         ]
+        if adapter := self.record.fields["adapter"]:
+            headers.append((b"x-khmer-adapter", adapter.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _note_first_byte(self) -> None:
@@ -365,9 +372,8 @@ def application(home: Path) -> ASGIApp:
             raise Refused(503, "nothing is served yet", retry_after=10)
         kind = BODIES[request.url.path]
         body = parse(kind, await read_body(request, gateway.settings), release.max_model_length)
-        if body.model not in release.names:
-            names = " and ".join(release.names)
-            message = f"there is no model {body.model!r}; served are {names}"
+        if body.model not in gateway.names:
+            message = f"there is no model {body.model!r}; served are {', '.join(gateway.names)}"
             raise Refused(404, message, code="model_not_found", parameter="model")
         if sum(gateway.running.values()) >= gateway.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
