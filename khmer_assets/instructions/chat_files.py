@@ -56,9 +56,8 @@ def _rows(file: Path, source: str, normalization: Normalization) -> Iterator[dic
                 row |= {"messages": messages, "language": "khm" if dominant_script(said) == "Khmr" else "eng"}
             except ValidationError as error:
                 first = error.errors()[0]
-                row[UNREADABLE] = f"line {number}: {'.'.join(map(str, first['loc']))} {first['msg']}".replace(
-                    ":  ", ": "
-                )
+                where = ".".join(map(str, first["loc"]))
+                row[UNREADABLE] = f"line {number}: {where} {first['msg']}".replace(":  ", ": ")
             except ValueError as error:
                 row[UNREADABLE] = f"line {number}: {error}"
             yield row
