@@ -19,12 +19,13 @@ from khmer_assets.recipe import Recipe, RecipeError
 from khmer_assets.serving.assets import deploy, load_adapter, model_server
 from khmer_assets.serving.client import ask
 from khmer_assets.serving.keys import KeyFile
+from resources.engines import MODEL_NAME, kept_model
 from resources.home import HOME_VARIABLE, PROJECT, home
 from resources.instance import open_instance
 from resources.model_server import ModelServer, ModelServerError
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 from resources.storage import MissingArtifact, Store, store_root
-from resources.tracking import tracking_uri
+from resources.tracking import mark_served, tracking_uri
 
 UI_PORT_VARIABLE, UI_PORT = "KHMER_UI_PORT", 3000
 MLFLOW_PORT_VARIABLE, MLFLOW_PORT = "KHMER_MLFLOW_PORT", 5000
@@ -60,7 +61,9 @@ def main() -> int:
         if arguments.command == "stop":
             return stop()
         if arguments.command == "rollback":
-            print(f"served is now {_server(Recipe.current()).rollback()}")
+            digest = _server(Recipe.current()).rollback()
+            mark_served(home(), MODEL_NAME, digest, kept_model(home() / "server", digest))
+            print(f"served is now {digest}")
             return 0
         if arguments.command == "resume":
             _server(Recipe.current()).resume()

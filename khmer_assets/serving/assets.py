@@ -17,6 +17,7 @@ from khmer_assets.serving.client import ask
 from resources import checks
 from resources.compute import Compute
 from resources.model_server import MODEL_NAME, ModelServer, ModelServerError, Say
+from resources.tracking import mark_served
 
 ADAPTERS_A_STEP = 4  # that vLLM computes together; requests for more of them wait for each other
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest
@@ -75,6 +76,8 @@ def serving_assets(recipe: Recipe) -> list[Any]:
         """`endpoint.json`: address, model names and digest of what vLLM serves. The key is not in it."""
         try:
             seconds = deploy(model_server, release, recipe, context.log.info)
+            figures = json.loads((release / "release.json").read_text())["figures"]
+            mark_served(Path(model_server.home), MODEL_NAME, release.name, release / "model", figures)
             answer = ask(
                 recipe.serving.question,
                 model_server.base_url,
@@ -142,6 +145,9 @@ def adapter_serving_assets(recipe: Recipe) -> list[Any]:
         name = context.partition_key
         try:
             seconds = load_adapter(model_server, adapter_release, context.log.info)
+            figures = json.loads((adapter_release / "release.json").read_text())["figures"]
+            folder, home = adapter_release / "adapter", Path(model_server.home)
+            mark_served(home, f"{MODEL_NAME}-{name}", adapter_release.name, folder, figures)
             question = recipe.adapter(name).question
             answer = ask(
                 question,
