@@ -162,7 +162,8 @@ def _update_neighbors(
 
 
 def _version(settings: Deduplication) -> str:
-    return digest_of([TABLES_VERSION, settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]
+    hashing = (HASHING_DIMENSIONS, HASHING_NGRAM)
+    return digest_of([TABLES_VERSION, settings.embedder, settings.chunk_characters, *hashing])[:16]
 
 
 def _without_gone(table: "Table", contents: pl.DataFrame) -> pl.DataFrame:
