@@ -22,7 +22,7 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
         io_manager_key="folders",
         kinds={"pytorch", "huggingface"},
         pool="gpu",
-        code_version=recipe.version(1, "finetuning", "seed"),
+        code_version=recipe.version(2, "finetuning", "seed"),
     )
     def sft_adapter(
         context: dg.AssetExecutionContext,
@@ -39,6 +39,7 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
                 sft.Spec(
                     base=base_checkpoint,
                     chats=chat_dataset,
+                    new_to_chats=True,
                     settings=recipe.finetuning,
                     precision=recipe.pretraining.precision,
                     context_length=recipe.pretraining.context_length,
@@ -98,6 +99,7 @@ def domain_adapter_assets(recipe: Recipe) -> list[Any]:
                 sft.Spec(
                     base=merged_model,
                     chats=adapter_chats,
+                    new_to_chats=False,
                     settings=recipe.adapter(context.partition_key).finetuning,
                     precision=recipe.pretraining.precision,
                     context_length=recipe.pretraining.context_length,

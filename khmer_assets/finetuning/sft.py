@@ -16,10 +16,15 @@ IGNORED = -100
 
 
 class Spec(BaseModel):
-    """Folders of the model to be adapted and of its chats; `precision` is the model's."""
+    """Folders of the model to be adapted and of its chats; `precision` is the model's.
+
+    `new_to_chats`: the model has never seen the marks of a chat. Their embeddings are then trained too: as they were
+    made at random, no adapter of the layers could make the end of a turn likely.
+    """
 
     base: Path
     chats: Path
+    new_to_chats: bool
     settings: Finetuning
     precision: str
     context_length: int
@@ -46,6 +51,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules="all-linear",
+            trainable_token_indices=tokenizer.all_special_ids if spec.new_to_chats else None,
             task_type="CAUSAL_LM",
         ),
     ).to(models.device())

@@ -30,7 +30,13 @@ def folders(tmp_path_factory):
     model = save_tiny_model(folder / "0123456789abcdef", texts=[*WAYS, "ពណ៌ខៀវ។"])
     run = PayloadRun(folder / "training")
     spec = sft.Spec(
-        base=model, chats=folder / "chats", settings=SETTINGS, precision="float32", context_length=64, seed=1
+        base=model,
+        chats=folder / "chats",
+        new_to_chats=True,
+        settings=SETTINGS,
+        precision="float32",
+        context_length=64,
+        seed=1,
     )
     sft.main(spec, run)
     return folder, model, run.output
@@ -54,8 +60,8 @@ def test_the_adapter_is_compared_with_its_model_alone(folders, tmp_path):
     assert json.loads((trained / "training.json").read_text())["base"] == model.name
     figures, evaluation = evaluated(tmp_path, model, trained, folder / "chats")
     assert evaluation["chats"] == len(WAYS)
-    assert evaluation["with"]["loss"] < evaluation["without"]["loss"] / 2
-    assert evaluation["with"]["answer_accuracy"] == 1 - len(evaluation["mistakes"]) / len(WAYS)
+    assert evaluation["with"]["loss"] < 0.1 < evaluation["without"]["loss"], "the end of the turn included"
+    assert evaluation["with"]["answer_accuracy"] == 1 > evaluation["without"]["answer_accuracy"]
     assert figures["loss_without"] == evaluation["without"]["loss"]
 
 
