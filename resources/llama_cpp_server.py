@@ -33,7 +33,7 @@ def main() -> None:
     parameters.n_ctx = int(context) * parameters.n_parallel
     parameters.fit_params = False  # else it shortens the context where memory is short
     parameters.ui = parameters.endpoint_slots = False
-    parameters.verbosity = 2  # warnings; else a kilobyte a request
+    parameters.verbosity = 1  # errors; else a kilobyte a request
     parameters.sse_ping_interval = -1  # the gateway keeps what streams as it comes, and wants no comments in it
     parameters.cache_ram_mib = 0  # else up to 8 GiB of prompts; the slots keep their last ones anyway
     # answers as vLLM gives them: a last turn of the assistant is not continued, and nothing is cut out of the text

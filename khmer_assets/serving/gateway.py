@@ -272,7 +272,7 @@ class Answer:
         async with self.gateway.session.post(address, data=content, headers=headers) as response:
             ENGINE_UP.labels(port).set(1)
             self.status = response.status
-            if response.status == 503 and runs_llama_cpp:
+            if response.status == 503:
                 raise EngineStarting
             if response.status >= 500:
                 raise EngineFailure(f"it answered with status {response.status}")
