@@ -51,7 +51,7 @@ class ServerStatus:
 
 
 class ModelServer(dg.ConfigurableResource[Any]):
-    """vLLM, or llama.cpp for a GGUF file, behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
+    """Engines behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
 
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
@@ -96,8 +96,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
         return ServerStatus(True, ())
 
     def deploy(self, model: Path, digest: str, max_model_length: int, base: str = "", say: Say = print) -> float:
-        """Serve the transformers folder or GGUF file in `model` as version `digest`; return the seconds until it answered.
+        """Serve the model in the folder `model` as version `digest`; return the seconds until it answered.
 
+        vLLM serves a transformers folder, llama.cpp one with a GGUF file.
         Nothing happens when this version is already served. When the new model fails, the former one goes on and
         `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together. Adapters that were
         trained on the model of digest `base` are served with it.

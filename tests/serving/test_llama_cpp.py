@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from khmer_assets.compression import gguf
+from khmer_assets.recipe import Quantization
 from khmer_assets.serving import llama_cpp
 from khmer_assets.serving.client import ask
 from khmer_assets.serving.requests import BODIES, Refused
@@ -24,11 +25,11 @@ CHAT: list[Any] = [{"role": "user", "content": "តើត្រីនៅផ្�
 CONTEXT = 256
 
 
-def gguf_of(model: Path, quantization: str = "Q4_K_M") -> Path:
-    """A release's folder with the model as a GGUF file."""
+def gguf_of(model: Path, quantization: Quantization | None = "Q4_K_M") -> Path:
+    """A release's folder with the model as a GGUF file, in float16 without a quantization."""
     folder = model.with_name(f"{model.name}-gguf")
     folder.mkdir()
-    if quantization == "float16":
+    if quantization is None:
         gguf.write_float16(model, folder / "float16.gguf")
     else:
         gguf.write_float16(model, model / "float16.gguf")
@@ -166,10 +167,10 @@ def test_broken_files_and_weights_are_turned_away_and_a_better_release_can_be_ta
     spoiled = save_tiny_model(tmp_path / "spoiled")
     spoil(spoiled / "model.safetensors")
     with pytest.raises(ModelServerError, match="khmer-aaaaaaaaaaaa, is served"):
-        server.deploy(gguf_of(spoiled, "float16"), "c" * 16, CONTEXT)
+        server.deploy(gguf_of(spoiled, None), "c" * 16, CONTEXT)
     misspelled = server.model_copy(update={"engine": {"n_paralel": 2}})
     better = gguf_of(save_tiny_model(tmp_path / "better", seed=1), "Q8_0")
-    with pytest.raises(ModelServerError, match="llama.cpp has no setting 'n_paralel'"):
+    with pytest.raises(ModelServerError, match=r"llama\.cpp has no setting 'n_paralel'"):
         misspelled.deploy(better, "d" * 16, CONTEXT)
 
     server.deploy(better, "d" * 16, CONTEXT)
