@@ -267,7 +267,7 @@ class Instructions(Settings):
 class Finetuning(Settings):
     """LoRA on every Linear layer but the output head. A step is `batch_size` chats."""
 
-    rank: PositiveInt
+    rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Ratio
     learning_rate: PositiveFloat
@@ -275,6 +275,25 @@ class Finetuning(Settings):
     batch_size: PositiveInt
     epochs: PositiveInt
     checkpoint_every: PositiveInt
+
+
+def _below_the_recipe(path: Path, about: ValidationInfo) -> Path:
+    return (about.context or {}).get("folder", Path()).absolute() / path
+
+
+class Adapter(Settings):
+    """A LoRA adapter for one domain, trained on the merged model and served beside it as `khmer-<name>`.
+
+    `chats`: a JSONL file, relative to the recipe; a line is {"messages": [{"role": ..., "content": ...}, ...]}.
+    `min_answer_accuracy`: the gate, a share of the held-out chats that must be answered exactly. `question` is what
+    it is asked when it is served.
+    """
+
+    name: Name
+    chats: Annotated[Path, AfterValidator(_below_the_recipe)]
+    question: str
+    min_answer_accuracy: Ratio
+    finetuning: Finetuning
 
 
 class Compression(Settings):
@@ -400,6 +419,7 @@ class Recipe(Settings):
     pretraining: Pretraining
     instructions: Instructions
     finetuning: Finetuning
+    adapters: list[Adapter] = []
     compression: Compression
     evaluation: Evaluation
     release: Release
@@ -410,7 +430,20 @@ class Recipe(Settings):
         _, quantization = self.release.artifact
         if quantization is not None and quantization not in self.compression.gguf:
             raise ValueError(f"release.variant ({self.release.variant}) must be in compression.gguf")
+        if quantization is not None and self.adapters:
+            raise ValueError(f"release.variant ({self.release.variant}) is served without adapters; set adapters: []")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_have_names_of_their_own(self) -> Recipe:
+        names = [adapter.name for adapter in self.adapters]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two adapters are named {twice[0]!r}; give each its own name")
+        return self
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of that name."""
+        return next(adapter for adapter in self.adapters if adapter.name == name)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -35,7 +35,7 @@ from resources.engines import (
 from resources.home import PROJECT
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 
-__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus", "link_files"]
+__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "Say", "ServerStatus", "link_file", "link_files"]
 
 GATEWAY_MODULE = "khmer_assets.serving.gateway"
 GATEWAY_SECONDS = 60
@@ -412,11 +412,12 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
 def link_files(source: Path, target: Path) -> None:
     """Give the files of the folder `source` a second home in the new folder `target`; copies where links cannot be."""
+    shutil.copytree(source, target, copy_function=link_file)
 
-    def link(file: str, new: str) -> None:
-        try:
-            os.link(os.path.realpath(file), new)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(file, new)
 
-    shutil.copytree(source, target, copy_function=link)
+def link_file(file: Path | str, new: Path | str) -> None:
+    """Give a file a second home, or a copy where links cannot be."""
+    try:
+        os.link(os.path.realpath(file), new)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(file, new)

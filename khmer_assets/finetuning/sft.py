@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 class Spec(BaseModel):
-    """Folders of base_checkpoint and chat_dataset; `precision` is the base model's."""
+    """Folders of the model to be adapted and of its chats; `precision` is the model's."""
 
     base: Path
     chats: Path
@@ -27,7 +27,7 @@ class Spec(BaseModel):
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write a peft adapter folder and `training.json` with the loss curve and the validation loss."""
+    """Write a peft adapter folder and `training.json` with the model's digest, loss curve and validation loss."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
@@ -55,7 +55,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
     if len(examples["train"]) < settings.batch_size:
         raise Refusal(
-            f"chat_dataset has {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
+            f"there are {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
             f"than finetuning.batch_size ({settings.batch_size}); add chats or lower it"
         )
     steps_an_epoch = len(examples["train"]) // settings.batch_size
@@ -85,7 +85,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         ]
     validation_loss = float(np.mean(validation)) if validation else float("nan")
     model.save_pretrained(run.output)
-    (run.output / "training.json").write_text(json.dumps({"curve": curve, "validation_loss": validation_loss}))
+    training = {"base": spec.base.name, "curve": curve, "validation_loss": validation_loss}
+    (run.output / "training.json").write_text(json.dumps(training))
     run.metrics(schedule.steps, validation_loss=validation_loss)
     run.keep_model(run.output)
     return {
