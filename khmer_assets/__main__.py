@@ -123,7 +123,7 @@ def stop() -> int:
     """End the servers. The artifacts stay."""
     stopped = [service.name for service in _services() if service.stop()]
     if _server(Recipe.current()).stop():
-        stopped.append("vllm")
+        stopped.append("model server")
     print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
     return 0
 

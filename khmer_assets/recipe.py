@@ -315,11 +315,17 @@ class Evaluation(Settings):
 
 
 class Release(Settings):
-    """Which variant is served, and the gates that it must pass."""
+    """Which variant is served, and the gates that it must pass. llama.cpp serves a GGUF file, vLLM the others."""
 
-    variant: Literal["merged", "pruned", "awq"]
+    variant: Literal["merged", "pruned", "awq", "gguf Q4_K_M", "gguf Q5_K_M", "gguf Q8_0"]
     max_bits_per_character: PositiveFloat
     min_answer_accuracy: Ratio
+
+    @property
+    def artifact(self) -> tuple[str, str | None]:
+        """The asset that makes the variant, and the partition of it that is the variant, if it has partitions."""
+        name, _, quantization = self.variant.partition(" ")
+        return f"{name}_model", quantization or None
 
 
 class Tier(Settings):
@@ -371,7 +377,8 @@ class Serving(Settings):
     """`question` is what `make run` asks the served model. `replicas`: engines behind the gateway.
 
     `replace`: a new release starts `beside` the old one, or `after` it, on a GPU with no room for both.
-    `drain_seconds`: how long running answers may take to end on the old release. `engine`: vLLM's own settings.
+    `drain_seconds`: how long running answers may take to end on the old release. `engine`: the engine's own settings:
+    vLLM's or, for a GGUF file, those of xllamacpp's `CommonParams`.
     """
 
     port: Annotated[int, Field(ge=1024, le=65535)]
@@ -417,6 +424,15 @@ class Recipe(Settings):
     evaluation: Evaluation
     release: Release
     serving: Serving
+
+    @model_validator(mode="after")
+    def _release_is_made(self) -> Recipe:
+        _, quantization = self.release.artifact
+        if quantization is not None and quantization not in self.compression.gguf:
+            raise ValueError(f"release.variant ({self.release.variant}) must be in compression.gguf")
+        if quantization is not None and self.adapters:
+            raise ValueError(f"release.variant ({self.release.variant}) is served without adapters; set adapters: []")
+        return self
 
     @model_validator(mode="after")
     def _adapters_have_names_of_their_own(self) -> Recipe:
@@ -489,7 +505,7 @@ def _validated(model: type[S], values: Any, path: Path, prefix: str = "") -> S:
         return model.model_validate(values, context={"folder": path.parent})
     except ValidationError as error:
         lines = [
-            f"{path}: {prefix}{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r:.80})"
+            f"{path}: {prefix}{'.'.join(map(str, e['loc'] or ['recipe']))}: {e['msg']} (given: {e['input']!r:.80})"
             for e in error.errors()
         ]
         raise RecipeError("\n".join(lines)) from None

@@ -1,4 +1,5 @@
-"""vLLM engines, each a process on a port of its own, and `server.json`, the record of which of them serve.
+"""The engines, vLLM or for a GGUF file llama.cpp, each a process on a port of its own, and `server.json`, the record
+of which of them serve.
 
 What belongs here: starting, checking and stopping an engine. What does not: when one replaces another
 (`model_server.py`), what is started again after a crash (`supervisor.py`), what users may ask of it
@@ -13,6 +14,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resources.home import PROJECT
+from resources.llama_cpp_server import KEY_VARIABLE
 from resources.processes import BackgroundProcess
 
 VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
@@ -40,7 +43,7 @@ class ModelServerError(Exception):
 
 
 class Release(BaseModel):
-    """A model version and how vLLM runs it: `max_model_length` in tokens, `engine` vLLM's own settings by name.
+    """A model version and how its engine runs it: `max_model_length` in tokens, `engine` the engine's own settings.
 
     `base` is the digest of the model that adapters must have been trained on.
     """
@@ -151,15 +154,30 @@ def engine_key(folder: Path) -> str:
 
 
 class Engine:
-    """One vLLM on 127.0.0.1:`port`."""
+    """One vLLM or llama.cpp on 127.0.0.1:`port`."""
 
     def __init__(self, folder: Path, port: int):
         self.folder = folder
         self.port = port
-        self.process = BackgroundProcess(folder, f"vllm-{port}")
+        self.process = BackgroundProcess(folder, f"engine-{port}")
 
     def start(self, release: Release, adapters: tuple[Adapter, ...] = ()) -> None:
         """Start it in the background, unless it runs. Raises `ModelServerError` where there is no vLLM."""
+        if file := gguf_file(kept_model(self.folder, release.digest)):
+            command, env = self._llama_cpp_command(file, release)
+            self.process.start(command, env=env, cwd=PROJECT)
+        else:
+            command, env = self._vllm_command(release, adapters)
+            # `python -m` imports from the working directory first: not from the project's
+            self.process.start(command, env=env, cwd=self.folder)
+
+    def _llama_cpp_command(self, file: Path, release: Release) -> tuple[list[str], dict[str, str]]:
+        settings = [release.names[1], str(release.max_model_length), json.dumps(release.engine)]
+        command = [sys.executable, "-m", "resources.llama_cpp_server", str(file), str(self.port), *settings]
+        # threads that wait for each other give the core away: on a busy machine, spinning takes ten times as long
+        return command, {KEY_VARIABLE: engine_key(self.folder), "OMP_WAIT_POLICY": "passive"}
+
+    def _vllm_command(self, release: Release, adapters: tuple[Adapter, ...]) -> tuple[list[str], dict[str, str]]:
         python, on_cpu = vllm_environment()
         # not the console script: that of the CPU build does not start
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
@@ -188,21 +206,20 @@ class Engine:
             # runs while the old one is busy. A core is left to the gateway and to vLLM's own front end.
             env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))
-        # `python -m` imports from the working directory first: not from the project's
-        self.process.start(command, env=env, cwd=self.folder)
+        return command, env
 
     def wait_until_healthy(self, say: Say) -> None:
-        """Return when it answers; raise `ModelServerError` with vLLM's reason when its process ends before that."""
+        """Return when it answers; raise `ModelServerError` with its own reason when its process ends before that."""
         started = told = time.monotonic()
         while not self.answers_health():
             now = time.monotonic()
             if not self.process.is_running():
-                raise ModelServerError(f"vLLM refuses the model: {self.reason()}")
+                raise ModelServerError(f"the engine refuses the model: {self.reason()}")
             if now - started > START_SECONDS:
-                raise ModelServerError(f"vLLM was not ready after {START_SECONDS} s: {self.reason()}")
+                raise ModelServerError(f"the engine was not ready after {START_SECONDS} s: {self.reason()}")
             if now - told >= PROGRESS_SECONDS:
                 told = now
-                say(f"vLLM is starting on port {self.port}, {now - started:.0f} s")
+                say(f"the engine is starting on port {self.port}, {now - started:.0f} s")
             time.sleep(0.5)
 
     def load(self, adapter: Adapter) -> None:
@@ -228,14 +245,14 @@ class Engine:
             raise ModelServerError(f"expected {name} on port {self.port}, found {offered}")
         for prompt in SMOKE_PROMPTS:
             body = {"model": name, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
-            # broken weights show in the log probabilities: they are not numbers, which vLLM cannot write as JSON
+            # broken weights show in the log probabilities: they are not numbers, which JSON does not have
             body |= {"max_tokens": 8, "logprobs": True}
             try:
                 response = self._http(120).post("/v1/chat/completions", json=body)
             except httpx.HTTPError as error:
-                raise ModelServerError(f"vLLM started but does not answer ({error!r}): {self.reason()}") from None
+                raise ModelServerError(f"the engine started but does not answer ({error!r}): {self.reason()}") from None
             if response.status_code != 200:
-                raise ModelServerError(f"vLLM started but does not answer {prompt!r}: {response.text[:500]}")
+                raise ModelServerError(f"the engine started but does not answer {prompt!r}: {response.text[:500]}")
             (choice,) = response.json()["choices"]
             figures = [token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or []]
             if not figures or not all(value is not None and math.isfinite(value) for value in figures):
@@ -256,7 +273,7 @@ class Engine:
         return ()
 
     def reason(self) -> str:
-        """The last error in vLLM's log that names a cause, else the end of the log."""
+        """The last error in its log that names a cause, else the end of the log."""
         log = self.process.log.read_text(errors="replace") if self.process.log.exists() else ""
         errors = re.findall(
             r"^(?:\(.*?\) )?(?:ERROR .*?\] )?([\w.]+(?:Error|Exception): .+(?:\n  Value error.*)?)", log, re.MULTILINE
@@ -268,6 +285,21 @@ class Engine:
         headers = {"Authorization": f"Bearer {engine_key(self.folder)}"}
         # a proxy named in the environment is not for this machine's own addresses
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=seconds, trust_env=False)
+
+
+def gguf_file(model: Path) -> Path | None:
+    """The GGUF file of a model's folder, which llama.cpp serves; None for a transformers folder, which vLLM serves."""
+    return next(model.glob("*.gguf"), None)
+
+
+def require_engine(model: Path) -> None:
+    """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
+    if gguf_file(model):
+        return
+    if not (model / "config.json").is_file():
+        message = "expected a transformers model folder, found no config.json in it, nor a .gguf file for llama.cpp"
+        raise ModelServerError(f"{model}: {message}")
+    vllm_environment()
 
 
 def vllm_environment() -> tuple[Path, bool]:

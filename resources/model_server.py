@@ -28,9 +28,9 @@ from resources.engines import (
     Say,
     ServerState,
     kept_model,
+    require_engine,
     secret,
     state_lock,
-    vllm_environment,
 )
 from resources.home import PROJECT
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
@@ -51,11 +51,11 @@ class ServerStatus:
 
 
 class ModelServer(dg.ConfigurableResource[Any]):
-    """vLLM behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
+    """Engines behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
 
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
-    `engine`: vLLM's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
+    `engine`: the engine's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
     """
 
     home: str
@@ -96,8 +96,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
         return ServerStatus(True, ())
 
     def deploy(self, model: Path, digest: str, max_model_length: int, base: str = "", say: Say = print) -> float:
-        """Serve the transformers folder `model` as version `digest`; return the seconds until it answered.
+        """Serve the model in the folder `model` as version `digest`; return the seconds until it answered.
 
+        vLLM serves a transformers folder, llama.cpp one with a GGUF file.
         Nothing happens when this version is already served. When the new model fails, the former one goes on and
         `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together. Adapters that were
         trained on the model of digest `base` are served with it.
@@ -206,7 +207,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         with self._locked(print):
             if self._state.release is not None:
                 self._state.model_copy(update={"stopped": True}).write(self._folder)
-            gateway, engines = self._stop("gateway*", keep=()), self._stop("vllm*", keep=())
+            gateway, engines = self._stop("gateway*", keep=()), self._stop("engine-*", keep=())
             return gateway or engines
 
     @property
@@ -239,11 +240,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
         if former.release == wanted and len(former.ports) == self.replicas:
             say(f"{wanted.names[1]} is the served release")
             return self._resume(former, say)
-        vllm_environment()
-        if not (model / "config.json").is_file():
-            raise ModelServerError(f"{model}: expected a transformers model folder, found no config.json in it")
+        require_engine(model)
         self._require_port()
-        self._stop("vllm*", keep=tuple(f"vllm-{port}" for port in former.ports))  # of an interrupted deployment
+        self._stop("engine-*", keep=tuple(f"engine-{port}" for port in former.ports))  # of an interrupted deployment
         self._keep(model, wanted.digest)
         if self.replace == "after" and former.ports:
             say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
@@ -261,7 +260,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         except ModelServerError as error:
             failed = self._turn_away(engines)
             self._forget_models(former)
-            message = f"{error}\nAll that vLLM wrote is in {failed}"
+            message = f"{error}\nAll that the engine wrote is in {failed}"
             if former.release is None:
                 raise ModelServerError(message) from None
             try:
@@ -364,7 +363,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     def _turn_away(self, engines: list[Engine]) -> Path:
         """Stop engines that failed; return the file that keeps what they wrote."""
-        failed = self._folder / "vllm.failed.log"
+        failed = self._folder / "engine.failed.log"
         failed.unlink(missing_ok=True)
         with failed.open("ab") as kept:
             for engine in engines:
@@ -385,7 +384,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             port = self.port + step * distance
             with suppress(PortInUse):
                 if len(ports) < self.replicas and port not in taken:
-                    require_free_port(port, "vLLM", "")
+                    require_free_port(port, "an engine", "")
                     ports.append(port)
         if len(ports) < self.replicas:
             raise ModelServerError(f"no {self.replicas} free ports in the 200 beside {self.port}; set serving.port")

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
+from khmer_assets.compression.assets import released_model
 from khmer_assets.plots import as_markdown
 from khmer_assets.recipe import Recipe
 from khmer_assets.serving import adapter_release as adapter_release_payload
@@ -42,7 +43,7 @@ def serving_assets(recipe: Recipe) -> list[Any]:
         group_name="serving",
         io_manager_key="folders",
         kinds={"huggingface"},
-        ins={"model": dg.AssetIn(f"{recipe.release.variant}_model")},
+        ins={"model": released_model(recipe)},
         code_version=recipe.version(1, "release"),
     )
     def release(
@@ -73,7 +74,7 @@ def serving_assets(recipe: Recipe) -> list[Any]:
         code_version=recipe.version(1, "serving"),
     )
     def served_model(context: dg.AssetExecutionContext, model_server: ModelServer, release: Path) -> Path:
-        """`endpoint.json`: address, model names and digest of what vLLM serves. The key is not in it."""
+        """`endpoint.json`: address, model names and digest of what is served. The key is not in it."""
         try:
             seconds = deploy(model_server, release, recipe, context.log.info)
             figures = json.loads((release / "release.json").read_text())["figures"]

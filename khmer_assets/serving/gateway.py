@@ -32,11 +32,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from khmer_assets.recipe import Gateway as GatewaySettings
+from khmer_assets.serving import llama_cpp
 from khmer_assets.serving.audit import AuditLog, Record
 from khmer_assets.serving.keys import OWNER, Allowance, Key, KeyFile, file_version
 from khmer_assets.serving.openapi import description
 from khmer_assets.serving.requests import BODIES, Body, Generation, Refused, StreamOptions, parse
-from resources.engines import ServerState, engine_key
+from resources.engines import ServerState, engine_key, gguf_file, kept_model
 
 MAX_HEAD_BYTES = 32_768
 MAX_DISCARDED_BODY = 64 * 1024 * 1024  # read and dropped, so that its sender can read why it is refused
@@ -59,6 +60,10 @@ ENGINE_UP = prometheus_client.Gauge("khmer_engine_up", "Whether an engine can be
 RELEASE = prometheus_client.Info("khmer_release", "The served release")
 
 log = logging.getLogger("khmer.gateway")
+
+
+class EngineStarting(Exception):
+    """An engine that listens, but has not read its model yet."""
 
 
 class EngineFailure(Exception):
@@ -88,6 +93,8 @@ class Gateway:
         self._seen = seen
         self.state = ServerState.read(self.folder)
         self.names = self.state.names()
+        release = self.state.release
+        self.runs_llama_cpp = release is not None and gguf_file(kept_model(self.folder, release.digest)) is not None
         self.settings = GatewaySettings.model_validate(self.state.gateway)
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
         self.allowances = {  # the limits may be others now
@@ -229,7 +236,7 @@ class Answer:
             self.gateway.running[port] += 1
             try:
                 return await self._from(port, send)
-            except aiohttp.ClientConnectorError:  # it has not seen the request
+            except (aiohttp.ClientConnectorError, EngineStarting):  # it has not begun with the request
                 failure = "the engine cannot be reached"
             except (aiohttp.ClientError, ConnectionError, EngineFailure) as error:
                 failure = str(error) or repr(error)
@@ -250,15 +257,23 @@ class Answer:
             raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
         adapter = self.gateway.names[self.body.model]
         self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        headers = {"Content-Type": "application/json"}
         update: dict[str, Any] = {"model": (adapter or release).names[1]}
         if self.body.streams():
             update["stream_options"] = StreamOptions(include_usage=True)
-        content = self.body.model_copy(update=update).model_dump_json(exclude_none=True).encode()
+        body = self.body.model_copy(update=update)
+        runs_llama_cpp = self.gateway.runs_llama_cpp
+        if runs_llama_cpp:
+            content = json.dumps(llama_cpp.translated(body)).encode()
+            headers["Connection"] = "close"  # it hangs up after each stream, and does not say so
+        else:
+            content = body.model_dump_json(exclude_none=True).encode()
         address = f"http://127.0.0.1:{port}{self.path}"
-        headers = {"Content-Type": "application/json"}
         async with self.gateway.session.post(address, data=content, headers=headers) as response:
             ENGINE_UP.labels(port).set(1)
             self.status = response.status
+            if response.status == 503:
+                raise EngineStarting
             if response.status >= 500:
                 raise EngineFailure(f"it answered with status {response.status}")
             if response.status == 200 and self.body.streams():
@@ -269,6 +284,8 @@ class Answer:
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
                 self.error = answer[:500].decode(errors="replace")
+                if runs_llama_cpp:
+                    raise llama_cpp.refusal(response.status, answer)
                 if b'"error"' not in answer:
                     raise Refused(response.status, f"the served model does not answer {self.path}")
             self.record.whole(answer)
@@ -375,6 +392,8 @@ def application(home: Path) -> ASGIApp:
         if body.model not in gateway.names:
             message = f"there is no model {body.model!r}; served are {', '.join(gateway.names)}"
             raise Refused(404, message, code="model_not_found", parameter="model")
+        if gateway.runs_llama_cpp:
+            llama_cpp.translated(body)  # refused before it counts
         if sum(gateway.running.values()) >= gateway.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
         allowance = gateway.allowance_of(key)

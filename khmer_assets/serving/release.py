@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from khmer_assets.compression import awq, prune
+from khmer_assets.compression import awq, gguf, prune
 from khmer_assets.compression.calibration import MERGED_MODEL
 from resources.model_server import link_files
 from resources.payload import PayloadRun, Refusal
@@ -35,7 +35,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     if spec.variant not in variants:
         raise Refusal(
             f"the benchmark report holds {', '.join(variants)}, expected {spec.variant} (release.variant) among them; "
-            f"materialize {spec.variant}_evaluation and benchmark_report"
+            f"materialize {spec.variant.partition(' ')[0]}_evaluation and benchmark_report"
         )
     record = {
         "recipe": spec.recipe,
@@ -50,7 +50,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 
 def _merged_model(variant: Path) -> str:
-    for figures in (awq.FIGURES, prune.FIGURES):
+    for figures in (awq.FIGURES, prune.FIGURES, gguf.FIGURES):
         if (variant / figures).is_file():
             return str(json.loads((variant / figures).read_text())[MERGED_MODEL])
     return variant.name
