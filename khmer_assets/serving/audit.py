@@ -16,6 +16,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from khmer_assets.serving.requests import Body, Chat, Completion, Tokenization
 
 JOURNALS = ".open"
@@ -185,9 +187,11 @@ def read_answer(answer: bytes) -> dict[str, Any]:
 
 def _messages(answer: bytes) -> Iterator[dict[str, Any]]:
     for line in answer.split(b"\n") if answer.startswith(b"data:") else [answer]:
+        if b"{" not in line:  # the end mark, or nothing: an exception would cost more than all the parsing
+            continue
         try:
-            message = json.loads(line.removeprefix(b"data:"))
-        except ValueError:  # the end mark, an empty line, or a piece that was cut
+            message = from_json(line.removeprefix(b"data:"))
+        except ValueError:  # a piece that was cut
             continue
         if isinstance(message, dict):
             yield message
