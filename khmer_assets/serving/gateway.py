@@ -20,7 +20,6 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import prometheus_client
 import uvicorn
 from starlette.applications import Starlette
@@ -33,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from khmer_assets.recipe import Gateway as GatewaySettings
 from khmer_assets.serving.audit import AuditLog, Record
+from khmer_assets.serving.connections import Connection, Connections, Unreachable
 from khmer_assets.serving.keys import OWNER, Allowance, Key, KeyFile, file_version
 from khmer_assets.serving.openapi import description
 from khmer_assets.serving.requests import BODIES, Body, Generation, Refused, StreamOptions, parse
@@ -78,7 +78,7 @@ class Gateway:
         self._seen: tuple[int, int] | None = None
         self.refresh()
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
-        self.session: aiohttp.ClientSession
+        self.connections = Connections(engine_key(self.folder))
 
     def refresh(self) -> None:
         """Read `server.json` again if it has changed."""
@@ -227,9 +227,9 @@ class Answer:
             self.gateway.running[port] += 1
             try:
                 return await self._from(port, send)
-            except aiohttp.ClientConnectorError:  # it has not seen the request
+            except Unreachable:  # it has not seen the request
                 failure = "the engine cannot be reached"
-            except (aiohttp.ClientError, ConnectionError, EngineFailure) as error:
+            except (ConnectionError, EngineFailure) as error:
                 failure = str(error) or repr(error)
                 broken += 1
             finally:
@@ -249,9 +249,7 @@ class Answer:
         if self.body.streams():
             update["stream_options"] = StreamOptions(include_usage=True)
         content = self.body.model_copy(update=update).model_dump_json(exclude_none=True).encode()
-        address = f"http://127.0.0.1:{port}{self.path}"
-        headers = {"Content-Type": "application/json"}
-        async with self.gateway.session.post(address, data=content, headers=headers) as response:
+        async with self.gateway.connections.asked(port, "POST", self.path, content) as response:
             ENGINE_UP.labels(port).set(1)
             self.status = response.status
             if response.status >= 500:
@@ -259,7 +257,7 @@ class Answer:
             if response.status == 200 and self.body.streams():
                 await self._stream(response, send)
                 return
-            answer = await response.read()
+            answer = b"".join([piece async for piece in response])
             self._note_first_byte()
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
@@ -271,9 +269,9 @@ class Answer:
             await self._start(send, response.status, response.content_type)
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
-    async def _stream(self, response: aiohttp.ClientResponse, send: Send) -> None:
+    async def _stream(self, response: Connection, send: Send) -> None:
         pending, ended = b"", False
-        async for piece in response.content.iter_any():
+        async for piece in response:
             events, mark, pending = (pending + piece).rpartition(b"\n\n")
             if not mark:
                 continue
@@ -402,9 +400,9 @@ def application(home: Path) -> ASGIApp:
         return JSONResponse(told, 200 if ok else 503)
 
     async def reachable(port: int) -> bool:
-        with suppress(aiohttp.ClientError, TimeoutError):
-            timeout = aiohttp.ClientTimeout(total=5)
-            async with gateway.session.get(f"http://127.0.0.1:{port}/health", timeout=timeout) as response:
+        with suppress(Unreachable, ConnectionError, TimeoutError):
+            async with asyncio.timeout(5), gateway.connections.asked(port, "GET", "/health") as response:
+                await response.read()
                 return response.status == 200
         return False
 
@@ -430,13 +428,7 @@ def application(home: Path) -> ASGIApp:
         if settled := gateway.audit.settle():
             log.warning(json.dumps({"settled": settled}))
         keeping = asyncio.create_task(housekeeping())
-        async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {engine_key(gateway.folder)}"},
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-            auto_decompress=False,
-        ) as gateway.session:
-            yield
+        yield
         keeping.cancel()
 
     async def refuse(request: Request, error: Exception) -> Response:
