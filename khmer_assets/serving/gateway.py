@@ -361,8 +361,8 @@ def application(home: Path) -> ASGIApp:
         release = gateway.state.release
         if release is None:
             raise Refused(503, "nothing is served yet", retry_after=10)
-        kind = BODIES[request.url.path]
-        body = parse(kind, await read_body(request, gateway.settings), release.max_model_length)
+        path = request.scope["path"]
+        body = parse(BODIES[path], await read_body(request, gateway.settings), release.max_model_length)
         if body.model not in release.names:
             names = " and ".join(release.names)
             message = f"there is no model {body.model!r}; served are {names}"
@@ -374,7 +374,7 @@ def application(home: Path) -> ASGIApp:
             if not allowance.may_use(body.model):
                 raise Refused(403, f"this key may not use {body.model}", code="model_not_allowed", parameter="model")
             allowance.admit()
-        return Answer(gateway, request.url.path, body, key, allowance)
+        return Answer(gateway, path, body, key, allowance)
 
     async def models(request: Request) -> Response:
         gateway.refresh()
@@ -545,6 +545,7 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=15,
         ssl_certfile=settings.tls_certificate,
@@ -561,7 +562,7 @@ class JsonLines(logging.Formatter):
         line = {"time": round(record.created, 3), "level": record.levelname.lower()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **json.loads(record.getMessage())}, ensure_ascii=False)
+        return f"{json.dumps(line)[:-1]}, {record.getMessage()[1:]}"
 
 
 if __name__ == "__main__":
