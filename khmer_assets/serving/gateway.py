@@ -177,10 +177,13 @@ class Answer:
         self.outcome = "failed"
         self.error: str | None = None
         self.closed = False
+        self.pending = b""  # the beginning of an event of a streamed answer
+        self.ended = False  # whether the stream's end mark has come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until it is done, out of time, or nobody listens any more."""
         gateway, path = self.gateway, self.path
+        self.write_chunk = scope["state"]["write_chunk"]
         answering = asyncio.create_task(self._answer(send))
         listening = asyncio.create_task(_disconnected(receive))
         try:
@@ -270,27 +273,36 @@ class Answer:
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
     async def _stream(self, response: Connection, send: Send) -> None:
-        pending, ended = b"", False
+        self.pending = b""
         async for piece in response:
-            events, mark, pending = (pending + piece).rpartition(b"\n\n")
-            if not mark:
+            if not (events := self._kept(piece)):
                 continue
-            events += mark
-            self.record.append(events)
-            ended = ended or b"data: [DONE]" in events
-            if not self.asked_for_usage and b'"choices":[]' in events:
-                events = b"".join(
-                    event + mark for event in events.split(mark) if event and b'"choices":[]' not in event
-                )
             if not self.started:
                 self._note_first_byte()
                 await self._start(send, 200, "text/event-stream")
-            await send({"type": "http.response.body", "body": events, "more_body": True})
-        if not ended:
+            await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
+            await response.forward(self._pass_on)
+        if not self.ended:
             raise EngineFailure("the stream has no end mark")
         self.outcome = "completed"
         self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _kept(self, piece: bytes) -> bytes:
+        """What the user gets of it: whole events, which are in the journal now."""
+        events, mark, self.pending = (self.pending + piece).rpartition(b"\n\n")
+        if not mark:
+            return b""
+        events += mark
+        self.record.append(events)
+        self.ended = self.ended or b"data: [DONE]" in events
+        if not self.asked_for_usage and b'"choices":[]' in events:
+            events = b"".join(event + mark for event in events.split(mark) if event and b'"choices":[]' not in event)
+        return events
+
+    def _pass_on(self, piece: bytes) -> bool:
+        events = self._kept(piece)
+        return not events or self.write_chunk(events)
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
@@ -513,7 +525,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The body comes next."""
         self._in_head = False
+        self.scope["state"]["write_chunk"] = self.write_chunk
         super().on_headers_complete()
+
+    def write_chunk(self, data: bytes) -> bool:
+        """Send a piece of an answer that uvicorn has begun, as it would; whether the user can take more at once."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self.flow.write_paused
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
