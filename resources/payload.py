@@ -69,7 +69,11 @@ class PayloadRun:
 
             client, now = mlflow.MlflowClient(), int(time.time() * 1000)
             parent = client.get_run(self._tracked_run).info
-            tags = {"mlflow.parentRunId": parent.run_id, "mlflow.runName": name, **({"error": error} if error else {})}
+            tags = {
+                "mlflow.parentRunId": parent.run_id,
+                "mlflow.runName": name,
+                **({"error": error[:5000]} if error else {}),
+            }
             trial = client.create_run(parent.experiment_id, now - int(1000 * seconds), tags).info.run_id
             client.log_batch(
                 trial,

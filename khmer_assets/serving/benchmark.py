@@ -267,12 +267,16 @@ def throughput_picture(report: dict[str, Any], former: dict[str, Any] | None) ->
 def latency_picture(report: dict[str, Any]) -> Any:
     """A plot a measure: percentiles through the gateway, and the median without it."""
     figure = plots.new_figure(9, 6)
+    from matplotlib.ticker import LogFormatter  # 600 rather than 6 x 10^2
+
     for axes, (measure, title) in zip(figure.subplots(2, 2).flat, LATENCIES.items(), strict=True):
         for percentile, style in (("p50", "o-"), ("p95", "o--"), ("p99", "o:")):
             drawn = series(report, "gateway", f"{percentile}_{measure}_ms")
             axes.plot(*drawn, style, color="C0", markersize=4, label=f"gateway {percentile}")
         axes.plot(*series(report, "direct", f"p50_{measure}_ms"), "o-", color="C1", markersize=4, label="direct p50")
         axes.set(title=f"{measure.upper()}: {title}", ylabel="ms", yscale="log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
         _by_users(axes, report)
     axes.legend(fontsize=8)
     return figure

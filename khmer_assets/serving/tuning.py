@@ -81,7 +81,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """
     # a payload that is told to end must stop its engine; else Python would end at once
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    model, python = spec.release / "model", vllm_python()[0]
+    model = spec.release / "model"
     if not (model / "config.json").is_file():
         raise Refusal(
             f"{model}: found no config.json; only what vLLM serves is tuned, and llama.cpp serves a GGUF file"
@@ -89,6 +89,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     search_space = {name: values for name, values in spec.settings.search.items() if name not in spec.engine}
     if not search_space:
         raise Refusal("nothing to search: serving.engine in the recipe sets all that serving.tuning.search names")
+    python, _ = vllm_python()
     stop_engines(spec.engines)
     digest = spec.release.name
     link_files(model, kept_model(spec.engines, digest))
@@ -153,11 +154,7 @@ def search(
     storage = f"sqlite:///{database}"
     study = optuna.create_study(storage=storage, study_name="serving", direction="maximize", load_if_exists=True)
     # the seed moves on with the trials, for a search that goes on must not repeat its first draws
-    study.sampler = optuna.samplers.TPESampler(
-        n_startup_trials=STARTUP_TRIALS,
-        seed=seed + len(study.trials),
-        constraints_func=lambda trial: [trial.user_attrs["p95_ttft_ms"] - settings.max_ttft_ms],
-    )
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed + len(study.trials))
     for killed in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(killed.number, state=optuna.trial.TrialState.FAIL)
 
@@ -174,7 +171,7 @@ def search(
         if figures is None:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
-            asked.set_user_attr("p95_ttft_ms", figures["p95_ttft_ms"])
+            asked.set_constraint("time to the first token", figures["p95_ttft_ms"] - settings.max_ttft_ms)
             study.tell(asked, figures["output_throughput"])
 
     def of(kind: str) -> list[Trial]:
