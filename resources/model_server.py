@@ -106,6 +106,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     def keep_tuned(self, engine: dict[str, Any]) -> None:
         """Keep vLLM's settings for the next deployments; those of the recipe go before them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         aside = self._folder / "tuned.aside"
         aside.write_text(json.dumps(engine, indent=1))
         os.replace(aside, self._folder / "tuned.json")

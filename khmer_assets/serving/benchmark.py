@@ -147,7 +147,7 @@ def served(spec: Spec) -> ServerState:
         raise Refusal(f"no model server answers at {spec.address}; start it with `make run`") from None
     state = ServerState.read(spec.server)
     found = state.release.digest if state.release else None
-    if not found == health.get("release") == spec.release:
+    if {found, health.get("release")} != {spec.release}:
         raise Refusal(
             f"the model server serves {health.get('release')}, expected {spec.release}, the newest served_model; "
             "materialize served_model, then the benchmark"

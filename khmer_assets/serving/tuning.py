@@ -79,8 +79,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
     A killed search goes on where it was. Raises `Refusal` for a release that vLLM does not serve.
     """
-    # a payload that is told to end must stop its engine; else Python would end at once
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     model = spec.release / "model"
     if not (model / "config.json").is_file():
         raise Refusal(
@@ -90,6 +88,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     if not search_space:
         raise Refusal("nothing to search: serving.engine in the recipe sets all that serving.tuning.search names")
     python, _ = vllm_python()
+    # a payload that is told to end must stop its engine; else Python would end at once
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     stop_engines(spec.engines)
     digest = spec.release.name
     link_files(model, kept_model(spec.engines, digest))
@@ -128,7 +128,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         def ended(trial: Trial) -> None:
             parameters = {"kind": trial.kind, **spec.engine, **trial.engine}
             run.trial(trial.kind, parameters, trial.figures or {}, trial.seconds, trial.error)
-            run.log(f"{trial.kind} {trial.engine or ''}: {trial.error or told(trial)}")
+            name = f"{trial.kind} ({named(trial.engine)})" if trial.engine else trial.kind
+            run.log(f"{name}: {trial.error or told(trial)}")
 
         trials = search(run.state / "study.db", spec.settings, search_space, spec.seed, measure, ended)
     shutil.rmtree(spec.engines)

@@ -124,7 +124,6 @@ def test_a_client_that_breaks_tells_the_end_of_its_output(tmp_path):
 def test_a_served_model_is_measured_and_tuned_settings_are_deployed(spec, tmp_path, monkeypatch):
     server = ModelServer(home=str(tmp_path / "home"), port=free_port(), engine={"max_num_seqs": 8})
     model, digest = save_tiny_model(tmp_path / "model"), "a" * 16
-    (tmp_path / "home" / "server").mkdir(parents=True)
     server.keep_tuned({"max_num_seqs": 64, "max_num_batched_tokens": 128})
     commands: list[str] = []
     monkeypatch.setattr(PayloadRun, "log", lambda run, text: commands.extend(running_commands()))

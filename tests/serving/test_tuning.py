@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from khmer_assets.recipe import ServingTuning
+from khmer_assets.recipe import EngineValue, ServingTuning
 from khmer_assets.serving import tuning
 from khmer_assets.serving.load import FIGURES
 from khmer_assets.serving.tuning import AFTER, BEFORE, DEFAULTS, SEARCH, Spec, Trial, choose, search
@@ -14,7 +14,7 @@ from resources.engines import ModelServerError
 from resources.home import PROJECT
 from resources.payload import PayloadRun, Refusal
 
-SPACE = {"max_num_seqs": [8, 16, 32], "max_num_batched_tokens": [64, 512]}
+SPACE: dict[str, list[EngineValue]] = {"max_num_seqs": [8, 16, 32], "max_num_batched_tokens": [64, 512]}
 SETTINGS = ServingTuning(users=4, requests=8, answer_tokens=8, max_ttft_ms=100, trials=6, search=SPACE)
 OWN = {"output_throughput": 100.0, "p95_ttft_ms": 50.0}
 
