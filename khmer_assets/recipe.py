@@ -373,12 +373,44 @@ class Gateway(Settings):
         return self
 
 
+EngineValue = bool | int | float | str
+
+
+class ServingBenchmark(Settings):
+    """Load on the served model: at each number of `users`, `requests` answers of `answer_tokens` tokens each.
+
+    Users ask one question after the other; each asks two at least, however many they are.
+    """
+
+    users: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64, 100]
+    requests: PositiveInt = 200
+    answer_tokens: PositiveInt = 128
+
+
+class ServingTuning(Settings):
+    """The search for vLLM's settings with the highest throughput at `users` users, `trials` of them.
+
+    The 95th percentile of the time to the first token must not be above `max_ttft_ms`. `search`: values by setting.
+    """
+
+    users: PositiveInt = 64
+    requests: PositiveInt = 256
+    answer_tokens: PositiveInt = 128
+    max_ttft_ms: PositiveFloat = 1000
+    trials: PositiveInt = 20
+    search: Annotated[dict[Name, Annotated[list[EngineValue], Field(min_length=1)]], Field(min_length=1)] = {
+        "max_num_seqs": [16, 32, 64, 128, 256, 512],
+        "max_num_batched_tokens": [512, 1024, 2048, 4096, 8192, 16384],
+        "long_prefill_token_threshold": [0, 256, 1024],
+    }
+
+
 class Serving(Settings):
     """`question` is what `make run` asks the served model. `replicas`: engines behind the gateway.
 
     `replace`: a new release starts `beside` the old one, or `after` it, on a GPU with no room for both.
-    `drain_seconds`: how long running answers may take to end on the old release. `engine`: the engine's own settings:
-    vLLM's or, for a GGUF file, those of xllamacpp's `CommonParams`.
+    `drain_seconds`: how long running answers may take to end on the old release. `engine`: the engine's own settings
+    (vLLM's or, for a GGUF file, those of xllamacpp's `CommonParams`), where `serving_tuning` shall not choose.
     """
 
     port: Annotated[int, Field(ge=1024, le=65535)]
@@ -387,8 +419,10 @@ class Serving(Settings):
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     replace: Literal["beside", "after"] = "beside"
     drain_seconds: PositiveFloat = 300
-    engine: dict[str, bool | int | float | str] = {}
+    engine: dict[str, EngineValue] = {}
     gateway: Gateway = Gateway()
+    benchmark: ServingBenchmark = ServingBenchmark()
+    tuning: ServingTuning = ServingTuning()
 
 
 class Source(Settings):

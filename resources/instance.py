@@ -6,6 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
+ON_DEMAND = {
+    "khmer/on_demand": "true"
+}  # tag of assets that are made when somebody asks for them, not when they are stale
 SETTINGS = Path(__file__).parent / "dagster.yaml"
 
 

@@ -5,6 +5,7 @@ What belongs here: the order of a deployment and of a rollback. What does not: t
 """
 
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -103,9 +104,22 @@ class ModelServer(dg.ConfigurableResource[Any]):
         `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together. Adapters that were
         trained on the model of digest `base` are served with it.
         """
-        release = Release(digest=digest, max_model_length=max_model_length, engine=self.engine, base=base)
         with self._locked(say):
+            engine = {**self._tuned(model), **self.engine}
+            release = Release(digest=digest, max_model_length=max_model_length, engine=engine, base=base)
             return self._serve(release, model, say)
+
+    def keep_tuned(self, engine: dict[str, Any]) -> None:
+        """Keep vLLM's settings for the next deployments; those of the recipe go before them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        aside = self._folder / "tuned.aside"
+        aside.write_text(json.dumps(engine, indent=1))
+        os.replace(aside, self._folder / "tuned.json")
+
+    def _tuned(self, model: Path) -> dict[str, Any]:
+        file = self._folder / "tuned.json"
+        served_by_vllm = (model / "config.json").is_file()  # llama.cpp has other settings
+        return dict(json.loads(file.read_text())) if served_by_vllm and file.exists() else {}
 
     def rollback(self, say: Say = print) -> str:
         """Serve the release before the present one; return its digest. It stays, also when `make run` is repeated."""
@@ -208,6 +222,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             if self._state.release is not None:
                 self._state.model_copy(update={"stopped": True}).write(self._folder)
             gateway, engines = self._stop("gateway*", keep=()), self._stop("engine-*", keep=())
+            self._stop("tuning/engine-*", keep=())  # of a search that was killed
             return gateway or engines
 
     @property
@@ -373,8 +388,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
         return failed
 
     def _stop(self, pattern: str, keep: tuple[str, ...]) -> bool:
-        names = [file.stem for file in self._folder.glob(f"{pattern}.json") if file.stem not in keep]
-        return any([BackgroundProcess(self._folder, name).stop() for name in names])
+        files = [file for file in self._folder.glob(f"{pattern}.json") if file.stem not in keep]
+        return any([BackgroundProcess(file.parent, file.stem).stop() for file in files])
 
     def _free_ports(self, taken: tuple[int, ...]) -> list[int]:
         """Ports of new engines, beside the gateway's own."""

@@ -60,6 +60,28 @@ class PayloadRun:
             parameters = [mlflow.entities.Param(name, str(value)[:500]) for name, value in values.items()]
             mlflow.MlflowClient().log_batch(self._tracked_run, params=parameters)
 
+    def trial(
+        self, name: str, parameters: dict[str, Any], metrics: dict[str, float], seconds: float, error: str | None
+    ) -> None:
+        """Record a finished trial of a search, which took `seconds`, as a run of its own below the tracked one."""
+        if self._tracked_run:
+            import mlflow
+
+            client, now = mlflow.MlflowClient(), int(time.time() * 1000)
+            parent = client.get_run(self._tracked_run).info
+            tags = {
+                "mlflow.parentRunId": parent.run_id,
+                "mlflow.runName": name,
+                **({"error": error[:5000]} if error else {}),
+            }
+            trial = client.create_run(parent.experiment_id, now - int(1000 * seconds), tags).info.run_id
+            client.log_batch(
+                trial,
+                metrics=[mlflow.entities.Metric(key, value, now, 0) for key, value in metrics.items()],
+                params=[mlflow.entities.Param(key, str(value)) for key, value in parameters.items()],
+            )
+            client.set_terminated(trial, "FAILED" if error else "FINISHED")
+
     def keep_model(self, folder: Path) -> None:
         """Record a trained model's files in MLflow, where a run is tracked."""
         if self._tracked_run:

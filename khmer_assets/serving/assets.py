@@ -12,13 +12,16 @@ from khmer_assets.compression.assets import released_model
 from khmer_assets.plots import as_markdown
 from khmer_assets.recipe import Recipe
 from khmer_assets.serving import adapter_release as adapter_release_payload
+from khmer_assets.serving import benchmark, tuning
 from khmer_assets.serving import release as release_payload
 from khmer_assets.serving.audit_log import figures, read_records
 from khmer_assets.serving.client import ask
 from resources import checks
 from resources.compute import Compute
+from resources.instance import ON_DEMAND
 from resources.model_server import MODEL_NAME, ModelServer, ModelServerError, Say
-from resources.tracking import mark_served
+from resources.storage import MissingArtifact
+from resources.tracking import mark_served, tracked_run
 
 ADAPTERS_A_STEP = 4  # that vLLM computes together; requests for more of them wait for each other
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest
@@ -27,7 +30,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest
 def model_server(recipe: Recipe, state: Path) -> ModelServer:
     """The model server that the recipe describes, with its state in the folder `state`."""
     serving = recipe.serving.model_dump(
-        mode="json", exclude={"max_model_length", "question"}, exclude_none=True
+        mode="json", exclude={"max_model_length", "question", "benchmark", "tuning"}, exclude_none=True
     )  # Dagster's configuration takes no null in a map
     if recipe.adapters:
         rank = max(adapter.finetuning.rank for adapter in recipe.adapters)
@@ -37,7 +40,15 @@ def model_server(recipe: Recipe, state: Path) -> ModelServer:
 
 
 def serving_assets(recipe: Recipe) -> list[Any]:
-    """release, served_model and audit_log."""
+    """release, served_model, audit_log, and on demand serving_benchmark and serving_tuning."""
+    on_demand: dict[str, Any] = {
+        "group_name": "serving",
+        "io_manager_key": "folders",
+        "kinds": {"vllm"},
+        "pool": "gpu",
+        "code_version": recipe.version(1, "serving", "seed"),
+        "tags": ON_DEMAND,
+    }
 
     @dg.asset(
         group_name="serving",
@@ -110,7 +121,77 @@ def serving_assets(recipe: Recipe) -> list[Any]:
             context.add_output_metadata(pictures)
         return log
 
-    return [release, served_model, audit_log, *(adapter_serving_assets(recipe) if recipe.adapters else [])]
+    @dg.asset(**on_demand)
+    def serving_benchmark(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model_server: ModelServer,
+        folders: dg.ResourceParam[Any],
+        served_model: Path,
+        chat_dataset: Path,
+        tokenizer: Path,
+    ) -> dg.Output[Path]:
+        """`benchmark.json`, `benchmark.md` and plots: what users see of the served model, from one user to many."""
+        try:
+            former = folders.store.current("serving_benchmark")
+        except MissingArtifact:
+            former = None
+        return compute.run(
+            context,
+            "khmer_assets.serving.benchmark",
+            benchmark.Spec(
+                server=Path(model_server.home) / "server",
+                address=model_server.address,
+                release=json.loads((served_model / "endpoint.json").read_text())["digest"],
+                tokenizer=tokenizer,
+                chats=chat_dataset,
+                former=former,
+                settings=recipe.serving.benchmark,
+                seed=recipe.seed,
+            ),
+        )
+
+    @dg.asset_check(asset=serving_benchmark)
+    def every_request_is_answered(serving_benchmark: Path) -> dg.AssetCheckResult:
+        """No request of the benchmark failed, with however many users."""
+        runs = json.loads((serving_benchmark / "benchmark.json").read_text())["runs"]
+        failed = sum(run["failed"] for run in runs)
+        answered = sum(run["completed"] for run in runs)
+        return dg.AssetCheckResult(passed=failed == 0, metadata={"failed": failed, "answered": answered})
+
+    @dg.asset(**on_demand)
+    def serving_tuning(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model_server: ModelServer,
+        mlflow: dg.ResourceParam[Any],
+        release: Path,
+        chat_dataset: Path,
+    ) -> dg.Output[Path]:
+        """`tuning.json`, `tuning.md` and a plot: vLLM's settings with the highest throughput under a limit of latency.
+
+        The next deployment uses them.
+        """
+        with tracked_run(mlflow, context) as env:
+            found = compute.run(
+                context,
+                "khmer_assets.serving.tuning",
+                tuning.Spec(
+                    release=release,
+                    max_model_length=recipe.serving.max_model_length,
+                    engine=model_server.engine,
+                    engines=Path(model_server.home) / "server" / "tuning",
+                    chats=chat_dataset,
+                    settings=recipe.serving.tuning,
+                    seed=recipe.seed,
+                ),
+                env=env,
+            )
+        model_server.keep_tuned(json.loads((found.value / "tuning.json").read_text())["engine"])
+        return found
+
+    measured = [serving_benchmark, every_request_is_answered, serving_tuning]
+    return [release, served_model, audit_log, *measured, *(adapter_serving_assets(recipe) if recipe.adapters else [])]
 
 
 def adapter_serving_assets(recipe: Recipe) -> list[Any]:

@@ -7,7 +7,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from jobs.materialize import PROCESS_TAG, close_dead_runs, materialize_stale
+from jobs.materialize import PROCESS_TAG, MaterializationError, close_dead_runs, materialize, materialize_stale
+from resources.instance import ON_DEMAND
 from resources.storage import FramesIOManager
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
@@ -58,6 +59,11 @@ class Factory:
             self.executed.append("model")
             return mixed.head(1)
 
+        @dg.asset(io_manager_key="frames", code_version="1", tags=ON_DEMAND)
+        def speed(model: pl.LazyFrame) -> pl.LazyFrame:
+            self.executed.append("speed")
+            return model
+
         only_poems = dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["poems"]))
 
         @dg.asset(io_manager_key="frames", code_version="1", ins={"clean": only_poems})
@@ -66,7 +72,7 @@ class Factory:
             return clean["poems"]
 
         storage = FramesIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        assets: list[Any] = [source_files, raw, clean, mixed, model, *([anthology] if self.anthology else [])]
+        assets: list[Any] = [source_files, raw, clean, mixed, model, speed, *([anthology] if self.anthology else [])]
         return dg.Definitions(assets=assets, asset_checks=[enough_text], resources={"frames": storage})
 
     def run(self, instance: dg.DagsterInstance):
@@ -137,6 +143,18 @@ def test_a_failed_blocking_check_holds_back_what_follows_also_the_next_time(fact
         summary = factory.run(instance)
         assert "model" not in factory.executed
         assert summary.held_back == {"model": "the check of mixed 'enough_text' failed"}
+
+
+def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory, instance):
+    factory.run(instance)
+    assert "speed" not in factory.executed
+    materialize(factory.definitions(), instance, "speed")
+    assert factory.executed[-1] == "speed"
+
+
+def test_what_is_asked_for_and_fails_tells_its_reason(factory, instance):
+    with pytest.raises(MaterializationError, match=r"speed: .*model has not been materialized yet"):
+        materialize(factory.definitions(), instance, "speed")
 
 
 def test_a_run_whose_process_died_is_closed(factory, instance):
