@@ -17,7 +17,7 @@ USAGE = b'"usage":{"prompt_tokens":4,"completion_tokens":2,"total_tokens":6}}'
 
 
 def materialized(folder):
-    (asset,) = [asset for asset in serving_assets(Recipe.load(SAMPLE_RECIPE)) if asset.key.path == ["audit_log"]]
+    (asset,) = [asset for asset in serving_assets(Recipe.load(SAMPLE_RECIPE)) if dg.AssetKey("audit_log") in asset.keys]
     frames = FramesIOManager(root=str(folder / "store"), cache=str(folder / "cache"))
     result = dg.materialize(
         [asset], resources={"frames": frames, "model_server": ModelServer(home=str(folder), port=8000)}
