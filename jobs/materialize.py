@@ -69,8 +69,7 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
             cause
             for parent in graph.get(key).parent_keys
             for (blocked_key, blocked_partition), cause in blocked.items()
-            # what takes all partitions goes on without one that failed
-            if blocked_key == parent and blocked_partition in (None, partition)
+            if blocked_key == parent and _needs(graph.get(key), parent, blocked_partition, partition)
         ]
         if causes:
             summary.held_back[name] = blocked[key, partition] = causes[0]
@@ -99,6 +98,14 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
             summary.failed.setdefault(name, f"the check {reason}")
             say(f"        the check {reason}")
     return summary
+
+
+def _needs(node: Any, parent: dg.AssetKey, upstream: str | None, partition: str | None) -> bool:
+    """Whether an artifact cannot be made without the partition `upstream`: what takes all goes on without one."""
+    mapping = node.partition_mappings.get(parent)
+    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
+        return upstream in mapping.partition_keys
+    return upstream in (None, partition)
 
 
 def _unmet(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey, partition: str | None) -> list[str]:

@@ -7,6 +7,8 @@ import dagster as dg
 from dagster import AssetSelection
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from resources.model_server import ModelServer, ModelServerError
+
 SOURCES_JOB = "refresh_sources"
 REPORT_JOB = "report"
 
@@ -41,6 +43,38 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
     ]
 
 
+def adapter_job() -> UnresolvedAssetJobDefinition:
+    """Leads to the release of an adapter."""
+    return dg.define_asset_job(
+        "train_adapter",
+        AssetSelection.assets("adapter_chats", "domain_adapter", "adapter_evaluation", "adapter_release"),
+        description="Train, measure and release one adapter (a partition).",
+    )
+
+
 def deploy_job() -> UnresolvedAssetJobDefinition:
     """Serves the current release."""
     return dg.define_asset_job("deploy", AssetSelection.assets("served_model"))
+
+
+def deploy_adapter_job() -> UnresolvedAssetJobDefinition:
+    """Serves the current release of an adapter (a partition)."""
+    return dg.define_asset_job("deploy_adapter", AssetSelection.assets("served_adapter"))
+
+
+def retire_adapter_job(adapters: list[str]) -> dg.JobDefinition:
+    """Takes an adapter (a partition) away from the served model."""
+
+    @dg.op
+    def retire(context: dg.OpExecutionContext, model_server: ModelServer) -> None:
+        try:
+            model_server.retire_adapter(context.partition_key, context.log.info)
+        except ModelServerError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+
+    @dg.job(partitions_def=dg.StaticPartitionsDefinition(adapters))
+    def retire_adapter() -> None:
+        """Serves an adapter no longer, until served_adapter is materialized again."""
+        retire()
+
+    return retire_adapter

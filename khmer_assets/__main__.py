@@ -1,4 +1,4 @@
-"""The command line: `python -m khmer_assets run | stop | ask | resume | rollback | benchmark | tune | keys ...`.
+"""The command line: `python -m khmer_assets COMMAND`, of which `--help` tells.
 
 `run` brings the graph up to date and everything up; the Makefile calls it.
 """
@@ -9,21 +9,23 @@ import resource
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
 
 from jobs.materialize import MaterializationError, Summary, materialize, materialize_stale
 from khmer_assets.recipe import Recipe, RecipeError
-from khmer_assets.serving.assets import model_server
+from khmer_assets.serving.assets import deploy, load_adapter, model_server
 from khmer_assets.serving.client import ask
 from khmer_assets.serving.keys import KeyFile
+from resources.engines import MODEL_NAME, kept_model
 from resources.home import HOME_VARIABLE, PROJECT, home
 from resources.instance import open_instance
 from resources.model_server import ModelServer, ModelServerError
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 from resources.storage import MissingArtifact, Store, store_root
-from resources.tracking import tracking_uri
+from resources.tracking import mark_served, tracking_uri
 
 UI_PORT_VARIABLE, UI_PORT = "KHMER_UI_PORT", 3000
 MLFLOW_PORT_VARIABLE, MLFLOW_PORT = "KHMER_MLFLOW_PORT", 5000
@@ -38,6 +40,11 @@ def main() -> int:
     commands.add_parser("ask", help="ask the served model").add_argument("question")
     commands.add_parser("resume", help="serve the last release again, after a restart of the machine")
     commands.add_parser("rollback", help="serve the release before the present one")
+    adapters = commands.add_parser("adapters", help="adapters of the served model").add_subparsers(
+        dest="action", required=True
+    )
+    adapters.add_parser("list", help="show those that are served")
+    adapters.add_parser("retire", help="serve one no longer").add_argument("name")
     commands.add_parser("benchmark", help="put load on the served model and measure what users see")
     commands.add_parser("tune", help="search the engine's best settings for the next deployment")
     keys = commands.add_parser("keys", help="API keys of users").add_subparsers(dest="action", required=True)
@@ -56,11 +63,15 @@ def main() -> int:
         if arguments.command == "stop":
             return stop()
         if arguments.command == "rollback":
-            print(f"served is now {_server(Recipe.current()).rollback()}")
+            digest = _server(Recipe.current()).rollback()
+            mark_served(home(), MODEL_NAME, digest, kept_model(home() / "server", digest))
+            print(f"served is now {digest}")
             return 0
         if arguments.command == "resume":
             _server(Recipe.current()).resume()
             return 0
+        if arguments.command == "adapters":
+            return change_adapters(arguments)
         if arguments.command == "benchmark":
             return measure("serving_benchmark", "benchmark.md")
         if arguments.command == "tune":
@@ -99,7 +110,12 @@ def run() -> int:
         print(f"release {release.name[:12]} was rolled back; materialize served_model to serve it all the same")
         server.resume()
     else:
-        server.deploy(release / "model", release.name, recipe.serving.max_model_length)
+        deploy(server, release, recipe)
+    for adapter in recipe.adapters:
+        with suppress(MissingArtifact):
+            found = store.current("adapter_release", adapter.name)
+            if not server.was_retired(found.name):
+                load_adapter(server, found)
     print(f"\n  question   {recipe.serving.question}\n  answer     {_ask(recipe, recipe.serving.question)}\n")
     print(f"  Dagster    http://127.0.0.1:{_port(UI_PORT_VARIABLE, UI_PORT)}")
     print(f"  MLflow     http://127.0.0.1:{_port(MLFLOW_PORT_VARIABLE, MLFLOW_PORT)}")
@@ -113,8 +129,18 @@ def stop() -> int:
     """End the servers. The artifacts stay."""
     stopped = [service.name for service in _services() if service.stop()]
     if _server(Recipe.current()).stop():
-        stopped.append("vllm")
+        stopped.append("model server")
     print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+    return 0
+
+
+def change_adapters(arguments: argparse.Namespace) -> int:
+    """List or retire the adapters of the served model."""
+    server = _server(Recipe.current())
+    if arguments.action == "retire":
+        server.retire_adapter(arguments.name)
+    for adapter in server.adapters():
+        print("  ".join(adapter.names))
     return 0
 
 

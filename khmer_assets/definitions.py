@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from jobs.schedules import all_schedules
-from jobs.stages import deploy_job, stage_jobs
+from jobs.stages import adapter_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
 from jobs.terminal import terminal_logger
 from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets
@@ -49,6 +49,12 @@ def build_definitions(
     parts = [part for stage in stages for part in stage]
     checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
     deploy = deploy_job()
+    jobs: list[Any] = [*stage_jobs(), deploy]
+    sensors = [redeploy_sensor("redeploy", "release", deploy), keep_serving_sensor()]
+    if recipe.adapters:
+        deploy_adapter = deploy_adapter_job()
+        jobs += [adapter_job(), deploy_adapter, retire_adapter_job([adapter.name for adapter in recipe.adapters])]
+        sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter))
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],
@@ -69,10 +75,10 @@ def build_definitions(
             "model_server": model_server(recipe, state),
             **(overrides or {}),
         },
-        jobs=[*stage_jobs(), deploy],
+        jobs=jobs,
         loggers={"console": terminal_logger},
         schedules=all_schedules(list(recipe.sources)),
-        sensors=[redeploy_sensor(deploy), keep_serving_sensor()],
+        sensors=sensors,
     )
 
 

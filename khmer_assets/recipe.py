@@ -267,7 +267,7 @@ class Instructions(Settings):
 class Finetuning(Settings):
     """LoRA on every Linear layer but the output head. A step is `batch_size` chats."""
 
-    rank: PositiveInt
+    rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Ratio
     learning_rate: PositiveFloat
@@ -275,6 +275,25 @@ class Finetuning(Settings):
     batch_size: PositiveInt
     epochs: PositiveInt
     checkpoint_every: PositiveInt
+
+
+def _below_the_recipe(path: Path, about: ValidationInfo) -> Path:
+    return (about.context or {}).get("folder", Path()).absolute() / path
+
+
+class Adapter(Settings):
+    """A LoRA adapter for one domain, trained on the merged model and served beside it as `khmer-<name>`.
+
+    `chats`: a JSONL file, relative to the recipe; a line is {"messages": [{"role": ..., "content": ...}, ...]}.
+    `min_answer_accuracy`: the gate, a share of the held-out chats that must be answered exactly. `question` is what
+    it is asked when it is served.
+    """
+
+    name: Name
+    chats: Annotated[Path, AfterValidator(_below_the_recipe)]
+    question: str
+    min_answer_accuracy: Ratio
+    finetuning: Finetuning
 
 
 class Compression(Settings):
@@ -296,11 +315,17 @@ class Evaluation(Settings):
 
 
 class Release(Settings):
-    """Which variant is served, and the gates that it must pass."""
+    """Which variant is served, and the gates that it must pass. llama.cpp serves a GGUF file, vLLM the others."""
 
-    variant: Literal["merged", "pruned", "awq"]
+    variant: Literal["merged", "pruned", "awq", "gguf Q4_K_M", "gguf Q5_K_M", "gguf Q8_0"]
     max_bits_per_character: PositiveFloat
     min_answer_accuracy: Ratio
+
+    @property
+    def artifact(self) -> tuple[str, str | None]:
+        """The asset that makes the variant, and the partition of it that is the variant, if it has partitions."""
+        name, _, quantization = self.variant.partition(" ")
+        return f"{name}_model", quantization or None
 
 
 class Tier(Settings):
@@ -384,8 +409,8 @@ class Serving(Settings):
     """`question` is what `make run` asks the served model. `replicas`: engines behind the gateway.
 
     `replace`: a new release starts `beside` the old one, or `after` it, on a GPU with no room for both.
-    `drain_seconds`: how long running answers may take to end on the old release. `engine`: vLLM's own settings,
-    where `serving_tuning` shall not choose.
+    `drain_seconds`: how long running answers may take to end on the old release. `engine`: the engine's own settings
+    (vLLM's or, for a GGUF file, those of xllamacpp's `CommonParams`), where `serving_tuning` shall not choose.
     """
 
     port: Annotated[int, Field(ge=1024, le=65535)]
@@ -428,10 +453,31 @@ class Recipe(Settings):
     pretraining: Pretraining
     instructions: Instructions
     finetuning: Finetuning
+    adapters: list[Adapter] = []
     compression: Compression
     evaluation: Evaluation
     release: Release
     serving: Serving
+
+    @model_validator(mode="after")
+    def _release_is_made(self) -> Recipe:
+        _, quantization = self.release.artifact
+        if quantization is not None and quantization not in self.compression.gguf:
+            raise ValueError(f"release.variant ({self.release.variant}) must be in compression.gguf")
+        if quantization is not None and self.adapters:
+            raise ValueError(f"release.variant ({self.release.variant}) is served without adapters; set adapters: []")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_names_of_their_own(self) -> Recipe:
+        names = [adapter.name for adapter in self.adapters]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two adapters are named {twice[0]!r}; give each its own name")
+        return self
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of that name."""
+        return next(adapter for adapter in self.adapters if adapter.name == name)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -493,7 +539,7 @@ def _validated(model: type[S], values: Any, path: Path, prefix: str = "") -> S:
         return model.model_validate(values, context={"folder": path.parent})
     except ValidationError as error:
         lines = [
-            f"{path}: {prefix}{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r:.80})"
+            f"{path}: {prefix}{'.'.join(map(str, e['loc'] or ['recipe']))}: {e['msg']} (given: {e['input']!r:.80})"
             for e in error.errors()
         ]
         raise RecipeError("\n".join(lines)) from None

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +22,25 @@ from pydantic import Field
 
 from resources.engines import (
     MODEL_NAME,
+    Adapter,
     Engine,
     ModelServerError,
     Release,
     Say,
     ServerState,
     kept_model,
+    require_engine,
     secret,
     state_lock,
-    vllm_environment,
 )
 from resources.home import PROJECT
 from resources.processes import BackgroundProcess, PortInUse, require_free_port
 
-__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus", "link_files"]
+__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "Say", "ServerStatus", "link_file", "link_files"]
 
 GATEWAY_MODULE = "khmer_assets.serving.gateway"
 GATEWAY_SECONDS = 60
+PASSING_SECONDS = 1.0  # in which a request that the gateway has just passed on reaches its engine
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class ServerStatus:
 
 
 class ModelServer(dg.ConfigurableResource[Any]):
-    """vLLM behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
+    """Engines behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
 
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
-    `engine`: vLLM's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
+    `engine`: the engine's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
     """
 
     home: str
@@ -94,15 +96,18 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 return ServerStatus(True, tuple(model["id"] for model in response.json()["data"]))
         return ServerStatus(True, ())
 
-    def deploy(self, model: Path, digest: str, max_model_length: int, say: Say = print) -> float:
-        """Serve the transformers folder `model` as version `digest`; return the seconds until it answered.
+    def deploy(self, model: Path, digest: str, max_model_length: int, base: str = "", say: Say = print) -> float:
+        """Serve the model in the folder `model` as version `digest`; return the seconds until it answered.
 
+        vLLM serves a transformers folder, llama.cpp one with a GGUF file.
         Nothing happens when this version is already served. When the new model fails, the former one goes on and
-        `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together.
+        `ModelServerError` tells why. `max_model_length` is in tokens, prompt and answer together. Adapters that were
+        trained on the model of digest `base` are served with it.
         """
         with self._locked(say):
             engine = {**self._tuned(model), **self.engine}
-            return self._serve(Release(digest=digest, max_model_length=max_model_length, engine=engine), model, say)
+            release = Release(digest=digest, max_model_length=max_model_length, engine=engine, base=base)
+            return self._serve(release, model, say)
 
     def keep_tuned(self, engine: dict[str, Any]) -> None:
         """Keep vLLM's settings for the next deployments; those of the recipe go before them."""
@@ -129,6 +134,75 @@ class ModelServer(dg.ConfigurableResource[Any]):
         """The digest that a rollback has replaced, until another release is deployed."""
         return self._state.rolled_back
 
+    def load_adapter(self, folder: Path, name: str, digest: str, base: str, say: Say = print) -> float:
+        """Serve the peft folder `folder` as version `digest` of the adapter `name`; return the seconds that it took.
+
+        Engines go on meanwhile. The version before it is retired. When the new one fails, everything stays as it was
+        and `ModelServerError` tells why. `base` is the digest of the model that it was trained on.
+        """
+        adapter = Adapter(name=name, digest=digest, base=base)
+        with self._locked(say):
+            state = self._state
+            if state.release is None or state.stopped:
+                raise ModelServerError("no release is served that could take the adapter; `make run` serves one")
+            if base != state.release.base:
+                raise ModelServerError(
+                    f"the adapter {name} was trained on the model {base}, and the served release was made from "
+                    f"{state.release.base or 'one that is not known'}; materialize both for the same merged_model"
+                )
+            if not state.release.takes_adapters:
+                raise ModelServerError(
+                    "the release was served before the recipe had adapters, so its engines have no room for any; "
+                    "materialize served_model again"
+                )
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise ModelServerError(f"{folder}: expected a peft folder, found no adapter_model.safetensors in it")
+            self._forget_models(state)
+            self._keep(folder, digest)
+            engines = [Engine(self._folder, port) for port in state.ports]
+            started = time.monotonic()
+            try:
+                for engine in engines:
+                    engine.wait_until_healthy(say)
+                    engine.load(adapter)
+                    engine.check_answers(adapter.names[1])
+            except ModelServerError:
+                for engine in engines:
+                    if adapter not in state.adapters:
+                        engine.unload(adapter)
+                raise
+            former = [a for a in state.adapters if (a.name, a.base) == (name, base) and a != adapter]
+            others = (a for a in state.adapters if a not in former and a != adapter)
+            retired = tuple(d for d in state.retired if d != digest)
+            state.model_copy(update={"adapters": (*others, adapter), "retired": retired}).write(self._folder)
+            self._wait_for_gateway(state.release)
+            seconds = time.monotonic() - started
+            say(f"{adapter.names[1]} is served, after {seconds:.2f} s")
+            self._unload(former)
+            return seconds
+
+    def retire_adapter(self, name: str, say: Say = print) -> None:
+        """Serve the adapter `name` no longer, until it is materialized again; running answers end on it."""
+        with self._locked(say):
+            state = self._state
+            gone = [adapter for adapter in state.adapters if adapter.name == name]
+            if not gone:
+                served = ", ".join(sorted({adapter.name for adapter in state.adapters})) or "none"
+                raise ModelServerError(f"there is no adapter {name!r}; served are: {served}")
+            others = tuple(adapter for adapter in state.adapters if adapter not in gone)
+            retired = tuple(dict.fromkeys([*state.retired, *(adapter.digest for adapter in gone)]))
+            state.model_copy(update={"adapters": others, "retired": retired}).write(self._folder)
+            self._unload(gone)
+
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are served with the present release."""
+        state = self._state
+        return state.adapters_of(state.release) if state.release is not None else ()
+
+    def was_retired(self, digest: str) -> bool:
+        """Whether this version of an adapter was taken away on purpose."""
+        return digest in self._state.retired
+
     def resume(self, say: Say = print) -> None:
         """Serve again what was served last, after a stop or a restart of the machine."""
         with self._locked(say):
@@ -147,8 +221,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
         with self._locked(print):
             if self._state.release is not None:
                 self._state.model_copy(update={"stopped": True}).write(self._folder)
-            gateway, engines = self._stop("gateway*", keep=()), self._stop("vllm*", keep=())
-            self._stop("tuning/vllm*", keep=())  # of a search that was killed
+            gateway, engines = self._stop("gateway*", keep=()), self._stop("engine-*", keep=())
+            self._stop("tuning/engine-*", keep=())  # of a search that was killed
             return gateway or engines
 
     @property
@@ -181,11 +255,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
         if former.release == wanted and len(former.ports) == self.replicas:
             say(f"{wanted.names[1]} is the served release")
             return self._resume(former, say)
-        vllm_environment()
-        if not (model / "config.json").is_file():
-            raise ModelServerError(f"{model}: expected a transformers model folder, found no config.json in it")
+        require_engine(model)
         self._require_port()
-        self._stop("vllm*", keep=tuple(f"vllm-{port}" for port in former.ports))  # of an interrupted deployment
+        self._stop("engine-*", keep=tuple(f"engine-{port}" for port in former.ports))  # of an interrupted deployment
         self._keep(model, wanted.digest)
         if self.replace == "after" and former.ports:
             say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
@@ -195,14 +267,15 @@ class ModelServer(dg.ConfigurableResource[Any]):
         try:
             for engine in engines:
                 engine.process.log.unlink(missing_ok=True)
-                engine.start(wanted)
+                engine.start(wanted, former.adapters_of(wanted))
             for engine in engines:
                 engine.wait_until_healthy(say)
-                engine.check_answers(wanted)
+                for name in (wanted.names[1], *(adapter.names[1] for adapter in former.adapters_of(wanted))):
+                    engine.check_answers(name)
         except ModelServerError as error:
             failed = self._turn_away(engines)
             self._forget_models(former)
-            message = f"{error}\nAll that vLLM wrote is in {failed}"
+            message = f"{error}\nAll that the engine wrote is in {failed}"
             if former.release is None:
                 raise ModelServerError(message) from None
             try:
@@ -210,11 +283,15 @@ class ModelServer(dg.ConfigurableResource[Any]):
             except ModelServerError as second:
                 raise ModelServerError(f"{message}\nThe former model does not start either: {second}") from error
             raise ModelServerError(f"{message}\nThe former model, {former.release.names[1]}, is served.") from None
+        goes = former.release if former.release != wanted else former.former
+        bases = {release.base for release in (wanted, goes) if release is not None}
         state = ServerState(
             release=wanted,
             ports=tuple(engine.port for engine in engines),
-            former=former.release if former.release != wanted else former.former,
+            former=goes,
             rolled_back=rolled_back,
+            adapters=tuple(adapter for adapter in former.adapters if adapter.base in bases),
+            retired=former.retired,
             gateway=self.gateway,
         )
         state.write(self._folder)
@@ -241,7 +318,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         if waiting:
             with state_lock(self._folder):  # the supervisor may be about to start them too
                 for engine in engines:
-                    engine.start(release)
+                    engine.start(release, state.adapters_of(release))
             for engine in engines:
                 engine.wait_until_healthy(say)
         self._wait_for_gateway(release)
@@ -291,9 +368,17 @@ class ModelServer(dg.ConfigurableResource[Any]):
         for port in ports:
             Engine(self._folder, port).process.stop()
 
+    def _unload(self, adapters: Iterable[Adapter]) -> None:
+        """Let engines forget adapters that get no new requests. Their files stay until the next change."""
+        if adapters := list(adapters):
+            time.sleep(PASSING_SECONDS)
+        for adapter in adapters:
+            for port in self._state.ports:
+                Engine(self._folder, port).unload(adapter)
+
     def _turn_away(self, engines: list[Engine]) -> Path:
         """Stop engines that failed; return the file that keeps what they wrote."""
-        failed = self._folder / "vllm.failed.log"
+        failed = self._folder / "engine.failed.log"
         failed.unlink(missing_ok=True)
         with failed.open("ab") as kept:
             for engine in engines:
@@ -314,7 +399,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             port = self.port + step * distance
             with suppress(PortInUse):
                 if len(ports) < self.replicas and port not in taken:
-                    require_free_port(port, "vLLM", "")
+                    require_free_port(port, "an engine", "")
                     ports.append(port)
         if len(ports) < self.replicas:
             raise ModelServerError(f"no {self.replicas} free ports in the 200 beside {self.port}; set serving.port")
@@ -334,7 +419,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             aside.rename(kept)
 
     def _forget_models(self, state: ServerState) -> None:
-        keep = {release.digest for release in (state.release, state.former) if release is not None}
+        keep = {kept.digest for kept in (state.release, state.former, *state.adapters) if kept is not None}
         for folder in (self._folder / "models").iterdir():
             if folder.name not in keep:
                 shutil.rmtree(folder)
@@ -342,11 +427,12 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
 def link_files(source: Path, target: Path) -> None:
     """Give the files of the folder `source` a second home in the new folder `target`; copies where links cannot be."""
+    shutil.copytree(source, target, copy_function=link_file)
 
-    def link(file: str, new: str) -> None:
-        try:
-            os.link(os.path.realpath(file), new)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(file, new)
 
-    shutil.copytree(source, target, copy_function=link)
+def link_file(file: Path | str, new: Path | str) -> None:
+    """Give a file a second home, or a copy where links cannot be."""
+    try:
+        os.link(os.path.realpath(file), new)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(file, new)

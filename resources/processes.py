@@ -86,11 +86,13 @@ class BackgroundProcess:
 
 
 def _session(leader: int, started: float) -> list[psutil.Process]:
-    """The processes of the session that `leader` opened at `started` (seconds since the epoch)."""
+    """The living processes of the session that `leader` opened at `started` (seconds since the epoch)."""
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader and process.create_time() >= started:
+            if os.getsid(process.pid) != leader or process.create_time() < started:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:  # one may stay as long as the parent does not look
                 members.append(process)
     return members
 

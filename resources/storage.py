@@ -146,7 +146,7 @@ class _StoreIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> Any:
         """One artifact, or a dict by partition where an unpartitioned asset takes a partitioned one.
 
-        An argument annotated `Path` gets the artifact's folder.
+        An argument annotated `Path` gets the artifact's folder, of the one partition that the asset takes.
         """
         asset = context.asset_key.to_python_identifier()
         as_folder = "Path" in str(context.dagster_type.typing_type)
@@ -162,6 +162,8 @@ class _StoreIOManager(dg.ConfigurableIOManager):
                 context.log.warning(f"{error}; going on without it")
         if not found:
             raise dg.Failure(f"no partition of {asset} has been materialized yet; materialize it first")
+        if len(context.asset_partition_keys) == 1 and context.dagster_type.typing_type is Path:
+            return found.popitem()[1]
         return found
 
     def _commit(self, context: dg.OutputContext, folder: Path) -> Path:

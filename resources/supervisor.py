@@ -101,7 +101,7 @@ class Supervisor:
                     continue
                 engine.process.stop()  # what a killed engine has left behind
                 try:
-                    engine.start(state.release)
+                    engine.start(state.release, state.adapters_of(state.release))
                 except ModelServerError as error:
                     print(error, flush=True)
                 print(f"the engine on port {port} is started", flush=True)

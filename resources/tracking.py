@@ -1,10 +1,12 @@
 """Experiment tracking: MLflow on SQLite, through dagster-mlflow.
 
-Each Dagster run that trains is an MLflow run; each asset that it trains is a run nested in it.
+Each Dagster run that trains is an MLflow run; each asset that it trains is a run nested in it. What is served is a
+version of a registered model.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,19 @@ def tracked_run(mlflow: Any, context: dg.AssetExecutionContext) -> Iterator[dict
     with mlflow.start_run(run_name=name, nested=True) as run:
         context.add_output_metadata({"mlflow_run": run.info.run_id})
         yield {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+
+
+def mark_served(home: Path, name: str, digest: str, folder: Path, figures: Mapping[str, Any] | None = None) -> None:
+    """Give the alias `served` of the registered model `name` to the version of this digest; registered, if it is new.
+
+    `folder` is where its files are, `figures` what is known of its quality.
+    """
+    from mlflow import MlflowClient, MlflowException
+
+    client = MlflowClient(tracking_uri(home))
+    with suppress(MlflowException):  # it is there
+        client.create_registered_model(name)
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("digest") == digest]
+    tags = {key: json.dumps(value) for key, value in (figures or {}).items()} | {"digest": digest}
+    version = found[0] if found else client.create_model_version(name, folder.as_uri(), tags=tags)
+    client.set_registered_model_alias(name, "served", version.version)

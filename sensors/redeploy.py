@@ -1,4 +1,5 @@
-"""Watches `release` and serves what lands there. A model that fails a gate becomes no release, so never gets here.
+"""Watches `release` and `adapter_release` and serves what lands there. What fails a gate becomes no release, so never
+gets here.
 
 And looks whether what should be served still is, after a restart of the machine.
 """
@@ -13,23 +14,25 @@ WATCH_SECONDS = 10
 KEEP_SECONDS = 30
 
 
-def redeploy_sensor(job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """A sensor that runs `job`, which deploys, after each materialization of `release`."""
+def redeploy_sensor(name: str, asset: str, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """A sensor that runs `job`, which deploys, after each materialization of `asset`, for the same partition."""
 
     @dg.asset_sensor(
-        asset_key=dg.AssetKey("release"),
-        name="redeploy",
+        asset_key=dg.AssetKey(asset),
+        name=name,
         job=job,
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=WATCH_SECONDS,
-        description="Serves a new release as soon as it is materialized; rolls back when it does not start.",
+        description=f"Serves a new {asset} as soon as it is materialized; what was served stays when it fails.",
     )
     def redeploy(context: SensorEvaluationContext, event: EventLogEntry) -> dg.RunRequest:
         release = event.asset_materialization
         assert release is not None, "an asset sensor gets materializations"
         digest = str(release.metadata["digest"].value)
         # the run's id is in the key so that going back to an earlier release is a deployment too
-        return dg.RunRequest(run_key=f"{digest}-{event.run_id}", tags={"khmer/release": digest})
+        return dg.RunRequest(
+            run_key=f"{digest}-{event.run_id}", tags={"khmer/release": digest}, partition_key=release.partition
+        )
 
     return redeploy
 

@@ -42,6 +42,11 @@ def test_the_sample_is_whole():
         ({"pretraining__hidden_size": 250}, "hidden_size .250. must be a multiple of attention_heads"),
         ({"mixture__weights": {"khm": 0.5, "eng": 0.4}}, "weights must sum to 1, they sum to 0.9"),
         ({"compression__gguf": ["Q9"]}, "compression.gguf.0"),
+        (
+            {"release__variant": "gguf Q8_0", "compression__gguf": ["Q4_K_M"], "adapters": []},
+            r"recipe: .* release\.variant \(gguf Q8_0\) must be in compression\.gguf",
+        ),
+        ({"release__variant": "gguf Q8_0"}, r"release\.variant \(gguf Q8_0\) is served without adapters"),
         ({"serving__port": 99999}, "serving.port"),
         ({"name": "../up"}, "name"),
         ({"pretraining__learning_rate": float("nan")}, "pretraining.learning_rate"),

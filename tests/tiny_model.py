@@ -63,6 +63,18 @@ def save_tiny_model(
     return folder
 
 
+def save_tiny_adapter(model: Path, folder: Path, seed: int = 0, rank: int = 8) -> Path:
+    """Save a random LoRA adapter of the model in the folder `model` to `folder`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
+
+
 def save_tiny_mixture(folder: Path) -> Path:
     """Save a training mixture of the texts above, with the columns that the corpus stage writes."""
     import polars as pl

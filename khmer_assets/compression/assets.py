@@ -13,6 +13,13 @@ from resources.compute import Compute
 MAX_AWQ_RATIO = 0.4  # 4 bits and one 16-bit scale a group of 128 are 26 % of 16 bits; small groups need more
 
 
+def released_model(recipe: Recipe) -> dg.AssetIn:
+    """The variant that the recipe releases, as the input of an asset."""
+    asset, partition = recipe.release.artifact
+    mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None
+    return dg.AssetIn(asset, partition_mapping=mapping)
+
+
 def compression_assets(recipe: Recipe) -> list[Any]:
     """pruned_model, awq_model, gguf_model and release_bundle, with their checks."""
     quantizations = dg.StaticPartitionsDefinition(list(recipe.compression.gguf))
@@ -57,7 +64,7 @@ def compression_assets(recipe: Recipe) -> list[Any]:
     @dg.asset(
         **common,
         kinds={"zstandard"},
-        ins={"model": dg.AssetIn(f"{recipe.release.variant}_model")},
+        ins={"model": released_model(recipe)},
         code_version=f"1-{recipe.release.variant}",
     )
     def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> dg.Output[Path]:

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from khmer_assets.compression.calibration import CalibrationSpec, compress, compressible_layers, load_for_compression
+from khmer_assets.compression.calibration import (
+    MERGED_MODEL,
+    CalibrationSpec,
+    compress,
+    compressible_layers,
+    load_for_compression,
+)
 from resources.payload import PayloadRun, Refusal
 
 FIGURES = "awq.json"
@@ -44,6 +50,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "linear_bytes_bfloat16": before,
         "linear_bytes": after,
         "linear_bytes_ratio": after / before,
+        MERGED_MODEL: spec.model.name,
     }
     (run.output / FIGURES).write_text(json.dumps(figures, indent=1))
     return figures

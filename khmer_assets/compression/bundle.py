@@ -37,7 +37,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     `bit_identical` tells whether unpacking the archive gives back each file of the model bit by bit, with the checksums
     that the archive names.
     """
-    name = f"{spec.recipe['name']}-{spec.variant}"
+    name = bundle_name(spec)
     (run.output / CARD).write_text(model_card(spec), encoding="utf-8")
     files = {path.relative_to(spec.model).as_posix(): path for path in spec.model.rglob("*") if path.is_file()}
     files[CARD] = run.output / CARD
@@ -131,28 +131,25 @@ def model_card(spec: Spec) -> str:
     """The bundle's README: what the model is, what it was trained on and how, its measures, and how to run it."""
     import polars as pl
 
-    config = json.loads((spec.model / "config.json").read_text())
     recipe = spec.recipe
-    name = f"{recipe['name']}-{spec.variant}"
+    name = bundle_name(spec)
+    file = next(spec.model.glob("*.gguf"), None)
     sources = pl.DataFrame([{key: s[key] for key in ("name", "kind", "language", "license")} for s in spec.sources])
     facts = {
-        "architecture": config["model_type"],
-        "parameters": f"{_parameters(spec.model):,}",
-        "vocabulary": f"{config['vocab_size']:,} tokens",
+        **(_gguf_facts(file) if file else _transformers_facts(spec.model)),
         "context": f"{recipe['pretraining']['context_length']} tokens",
-        "weights": _precision(config),
         "bytes": f"{size_of_folder(spec.model):,}",
     }
     measured = {
         f"{file.stem}: {key}": f"{value:.6g}" if isinstance(value, float) else str(value)
         for file in sorted(spec.model.glob("*.json"))
-        if file.name in ("merge.json", "pruning.json", "awq.json")
+        if file.name in ("merge.json", "pruning.json", "awq.json", "gguf.json")
         for key, value in json.loads(file.read_text()).items()
     }
     settings = {key: recipe[key] for key in ("mixture", "pretraining", "finetuning", "compression")}
     return f"""---
 language: [km, en]
-library_name: transformers
+library_name: {"gguf" if file else "transformers"}
 pipeline_tag: text-generation
 ---
 # {name}
@@ -179,7 +176,25 @@ The licenses of the sources hold for what is made from them; read them before yo
 
 ## Use
 
-Check the files first: `sha256sum --check {CHECKSUMS}`. Weights in compressed-tensors need the package of that name.
+Check the files first: `sha256sum --check {CHECKSUMS}`.{_gguf_use(file, recipe) if file else _use(name, recipe)}"""
+
+
+def bundle_name(spec: Spec) -> str:
+    """The name of the archive and of the folder in it."""
+    return f"{spec.recipe['name']}-{spec.variant}".replace(" ", "-")
+
+
+def _gguf_use(file: Path, recipe: dict[str, Any]) -> str:
+    return f"""
+
+```sh
+llama-server --model {file.name} --ctx-size {recipe["serving"]["max_model_length"]}
+```
+"""
+
+
+def _use(name: str, recipe: dict[str, Any]) -> str:
+    return f""" Weights in compressed-tensors need the package of that name.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -196,6 +211,28 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 vllm serve {name} --max-model-len {recipe["serving"]["max_model_length"]}
 ```
 """
+
+
+def _transformers_facts(model: Path) -> dict[str, str]:
+    config = json.loads((model / "config.json").read_text())
+    return {
+        "architecture": config["model_type"],
+        "parameters": f"{_parameters(model):,}",
+        "vocabulary": f"{config['vocab_size']:,} tokens",
+        "weights": _precision(config),
+    }
+
+
+def _gguf_facts(file: Path) -> dict[str, str]:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    return {
+        "architecture": reader.fields["general.architecture"].contents(),
+        "parameters": f"{sum(int(tensor.n_elements) for tensor in reader.tensors):,}",
+        "vocabulary": f"{len(reader.fields['tokenizer.ggml.tokens'].data):,} tokens",
+        "weights": f"{file.stem} in GGUF",
+    }
 
 
 def _parameters(model: Path) -> int:

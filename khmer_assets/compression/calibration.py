@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field
 from khmer_assets.pretraining.model import load_model
 from resources.payload import PayloadRun, Refusal
 
+MERGED_MODEL = "merged_model"  # the figure that names the digest of what a variant was made from
+
 
 class CalibrationSpec(BaseModel):
     """`model` is a transformers folder and `mixture` the folder of training_mixture; `length` is in tokens."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from khmer_assets.compression.calibration import CalibrationSpec, calibration_texts, compressible_layers
+from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts, compressible_layers
 from khmer_assets.pretraining.model import device, load_model
 from khmer_assets.recipe import Quantization
 from khmer_assets.tokenizer.train import GPT2_PATTERN, KHMER_PATTERN
@@ -76,6 +76,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     for tensor in tensors:
         types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
     figures: dict[str, Any] = {
+        MERGED_MODEL: spec.model.name,
         "texts": len(texts) + len(chats),
         "texts_with_equal_ids": agreeing,
         "tensor_types": ", ".join(f"{count} {name}" for name, count in sorted(types.items())),

@@ -6,7 +6,13 @@ The weights stay dense: vLLM has no kernels for them, so the gain is a smaller b
 import json
 from typing import Any
 
-from khmer_assets.compression.calibration import CalibrationSpec, compress, compressible_layers, load_for_compression
+from khmer_assets.compression.calibration import (
+    MERGED_MODEL,
+    CalibrationSpec,
+    compress,
+    compressible_layers,
+    load_for_compression,
+)
 from resources.payload import PayloadRun, Refusal
 
 FIGURES = "pruning.json"
@@ -34,6 +40,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     quantization = config.get("quantization_config", {})
     figures: dict[str, Any] = structure(load_for_compression(run.output))
     figures["sparsity_config"] = bool(config.get("sparsity_config") or quantization.get("sparsity_config"))
+    figures[MERGED_MODEL] = spec.model.name
     (run.output / FIGURES).write_text(json.dumps(figures, indent=1))
     return figures
 

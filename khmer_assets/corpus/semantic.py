@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Embedder = Callable[[list[str]], NDArray[np.float32]]
 
 HASHING = "hashing"
+TABLES_VERSION = 2  # raised when the tables' columns change: those of an earlier program are left alone
 HASHING_DIMENSIONS = 256
 HASHING_NGRAM = 3
 BATCH = 8  # chunks that a model embeds at once
@@ -161,7 +162,8 @@ def _update_neighbors(
 
 
 def _version(settings: Deduplication) -> str:
-    return digest_of([settings.embedder, settings.chunk_characters, HASHING_DIMENSIONS, HASHING_NGRAM])[:16]
+    hashing = (HASHING_DIMENSIONS, HASHING_NGRAM)
+    return digest_of([TABLES_VERSION, settings.embedder, settings.chunk_characters, *hashing])[:16]
 
 
 def _without_gone(table: "Table", contents: pl.DataFrame) -> pl.DataFrame:

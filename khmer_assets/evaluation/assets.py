@@ -6,8 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from khmer_assets.evaluation import evaluate, report
-from khmer_assets.recipe import Recipe
+from khmer_assets.evaluation import adapter, evaluate, report
+from khmer_assets.recipe import Recipe, digest_of
 from resources.compute import Compute
 
 
@@ -112,4 +112,51 @@ def evaluation_assets(recipe: Recipe) -> list[Any]:
         benchmark_report,
         released_variant_predicts_text,
         released_variant_answers,
+        *(adapter_evaluation_assets(recipe) if recipe.adapters else []),
     ]
+
+
+def adapter_evaluation_assets(recipe: Recipe) -> list[Any]:
+    """adapter_evaluation and its gates."""
+    partitions = dg.StaticPartitionsDefinition([adapter.name for adapter in recipe.adapters])
+    floors = digest_of({adapter.name: adapter.min_answer_accuracy for adapter in recipe.adapters})[:12]
+
+    @dg.asset(
+        group_name="evaluation",
+        io_manager_key="folders",
+        pool="gpu",
+        partitions_def=partitions,
+        code_version=f"{recipe.version(1, 'evaluation')}-{floors}",
+    )
+    def adapter_evaluation(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        merged_model: Path,
+        domain_adapter: Path,
+        adapter_chats: Path,
+    ) -> dg.Output[Path]:
+        """`evaluation.json`: loss and exact answers on the held-out chats of an adapter, with and without it."""
+        spec = adapter.Spec(
+            model=merged_model,
+            adapter=domain_adapter,
+            chats=adapter_chats,
+            settings=recipe.evaluation,
+            context_length=recipe.pretraining.context_length,
+        )
+        return compute.run(context, adapter.__name__, spec)
+
+    @dg.asset_check(asset="adapter_evaluation", partitions_def=partitions, blocking=True)
+    def adapter_helps(context: dg.AssetCheckExecutionContext, adapter_evaluation: Path) -> dg.AssetCheckResult:
+        """With the adapter the loss is lower than without it, and enough held-out chats are answered exactly."""
+        figures = json.loads((adapter_evaluation / "evaluation.json").read_text())
+        floor = recipe.adapter(context.partition_key).min_answer_accuracy
+        loss, without = figures["with"]["loss"], figures["without"]["loss"]
+        accuracy = figures["with"]["answer_accuracy"]
+        return dg.AssetCheckResult(
+            passed=loss < without and accuracy >= floor,
+            description=f"loss {loss:.3f} with the adapter, {without:.3f} without; {accuracy:.0%} answered exactly, "
+            f"expected at least {floor:.0%}",
+            metadata={"loss": loss, "loss_without": without, "answer_accuracy": accuracy, "floor": floor},
+        )
+
+    return [adapter_evaluation, adapter_helps]

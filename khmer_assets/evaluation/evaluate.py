@@ -47,15 +47,11 @@ class Engine(ABC):
 
 
 class TransformersEngine(Engine):
-    """A transformers folder in bfloat16, as it is served."""
+    """A model in transformers, or with an adapter in peft."""
 
-    def __init__(self, folder: Path):
-        import torch
-
-        from khmer_assets.pretraining import model as models
-
-        self.model = models.load_model(folder, torch.bfloat16).to(models.device()).eval()
-        self._score = perplexity.model_scorer(self.model)
+    def __init__(self, model: Any):
+        self.model = model
+        self._score = perplexity.model_scorer(model)
 
     def score(self, windows: list[list[int]]) -> list[float]:
         return self._score(windows)
@@ -102,15 +98,59 @@ class LlamaCppEngine(Engine):
         return answer
 
 
+class Examination:
+    """Chats answered by an engine; `tokens` and `seconds` add up what was generated, and in what time."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, max_new_tokens: int, context_length: int):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.context_length = context_length
+        self.tokens = 0
+        self.seconds = 0.0
+
+    def answer(self, messages: list[dict[str, str]]) -> str:
+        """The greedy answer to the last of the messages."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        started = time.perf_counter()
+        limit = min(self.max_new_tokens, self.context_length - len(prompt))
+        ids = self.engine.generate(prompt, self.tokenizer.eos_token_id, limit) if limit > 0 else []
+        self.seconds += time.perf_counter() - started
+        self.tokens += len(ids)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def mistakes(self, chats: list[list[dict[str, str]]]) -> list[dict[str, str]]:
+        """Prompt, expected and given answer of the chats whose last message the engine does not give exactly."""
+        found = []
+        for chat in chats:
+            given = self.answer(chat[:-1])
+            if given != chat[-1]["content"].strip():
+                found.append({"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given})
+        return found
+
+
+def tested_chats(chats: Path) -> list[list[dict[str, str]]]:
+    """The held-out chats that are asked."""
+    return [chat for chat in chats_of(chats, "test") if len(chat) > 1][:TEST_CHATS]
+
+
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write `evaluation.json`: quality by language, answers, accuracy, bytes, peak memory (MB), tokens a second."""
+    import torch
     from transformers import AutoTokenizer
+
+    from khmer_assets.pretraining import model as models
 
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
     before = _memory("VmRSS")
     gguf = next(spec.model.glob("*.gguf"), None)
-    engine = LlamaCppEngine(gguf, spec.context_length) if gguf else TransformersEngine(spec.model)
+    if gguf:
+        engine: Engine = LlamaCppEngine(gguf, spec.context_length)
+    else:
+        # in bfloat16, as it is served
+        engine = TransformersEngine(models.load_model(spec.model, torch.bfloat16).to(models.device()).eval())
     run.log(f"{spec.variant}: scoring held-out text")
     end = packing.end_of_text_id(tokenizer)
     quality = {
@@ -118,26 +158,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         for language, texts in validation_texts(spec.mixture, spec.settings.max_documents).items()
     }
     run.log(f"{spec.variant}: answering")
-    generated, seconds = 0, 0.0
-
-    def answer(messages: list[dict[str, str]]) -> str:
-        nonlocal generated, seconds
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        started = time.perf_counter()
-        limit = min(spec.settings.max_new_tokens, spec.context_length - len(prompt))
-        ids = engine.generate(prompt, tokenizer.eos_token_id, limit) if limit > 0 else []
-        seconds += time.perf_counter() - started
-        generated += len(ids)
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    suite = [{"prompt": p, "answer": answer([{"role": "user", "content": p}])} for p in spec.settings.prompts]
-    tests = [chat for chat in chats_of(spec.chats, "test") if len(chat) > 1][:TEST_CHATS]
-    mistakes = []
-    for chat in tests:
-        given = answer(chat[:-1])
-        if given != chat[-1]["content"].strip():
-            mistakes.append({"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given})
+    examination = Examination(engine, tokenizer, spec.settings.max_new_tokens, spec.context_length)
+    suite = [
+        {"prompt": prompt, "answer": examination.answer([{"role": "user", "content": prompt}])}
+        for prompt in spec.settings.prompts
+    ]
+    tests = tested_chats(spec.chats)
+    mistakes = examination.mistakes(tests)
     weights = [path for path in spec.model.iterdir() if path.suffix in (".safetensors", ".gguf")]
     figures = {
         "bits_per_character": {language: q["bits_per_character"] for language, q in quality.items()},
@@ -145,7 +172,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "answer_accuracy": 1 - len(mistakes) / len(tests) if tests else None,
         "bytes": sum(path.stat().st_size for path in weights) or size_of_folder(spec.model),
         "memory_mb": round(_memory("VmHWM") - before),
-        "tokens_per_second": generated / seconds if seconds else None,
+        "tokens_per_second": examination.tokens / examination.seconds if examination.seconds else None,
     }
     evaluation = {"variant": spec.variant, **figures, "answers": suite, "mistakes": mistakes}
     (run.output / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False, indent=1))

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from khmer_assets.finetuning import merge, sft
-from khmer_assets.recipe import Recipe
+from khmer_assets.recipe import Recipe, digest_of
 from resources.compute import Compute
 from resources.tracking import tracked_run
 
@@ -15,14 +15,14 @@ MERGE_TEXTS = 16
 
 
 def finetuning_assets(recipe: Recipe) -> list[Any]:
-    """sft_adapter and merged_model, with their checks."""
+    """sft_adapter and merged_model, with their checks, and the adapters of the recipe."""
 
     @dg.asset(
         group_name="finetuning",
         io_manager_key="folders",
         kinds={"pytorch", "huggingface"},
         pool="gpu",
-        code_version=recipe.version(1, "finetuning", "seed"),
+        code_version=recipe.version(2, "finetuning", "seed"),
     )
     def sft_adapter(
         context: dg.AssetExecutionContext,
@@ -39,6 +39,7 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
                 sft.Spec(
                     base=base_checkpoint,
                     chats=chat_dataset,
+                    new_to_chats=True,
                     settings=recipe.finetuning,
                     precision=recipe.pretraining.precision,
                     context_length=recipe.pretraining.context_length,
@@ -68,4 +69,43 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
         figures = json.loads((merged_model / "merge.json").read_text())
         return dg.AssetCheckResult(passed=bool(figures["equal"]), metadata=figures)
 
-    return [sft_adapter, merged_model, merge_is_lossless]
+    return [sft_adapter, merged_model, merge_is_lossless, *(domain_adapter_assets(recipe) if recipe.adapters else [])]
+
+
+def domain_adapter_assets(recipe: Recipe) -> list[Any]:
+    """domain_adapter."""
+    settings = digest_of([adapter.finetuning.model_dump() for adapter in recipe.adapters])[:12]
+
+    @dg.asset(
+        group_name="finetuning",
+        io_manager_key="folders",
+        kinds={"pytorch", "huggingface"},
+        pool="gpu",
+        partitions_def=dg.StaticPartitionsDefinition([adapter.name for adapter in recipe.adapters]),
+        code_version=f"{recipe.version(1, 'seed')}-{settings}",
+    )
+    def domain_adapter(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        mlflow: dg.ResourceParam[Any],
+        merged_model: Path,
+        adapter_chats: Path,
+    ) -> dg.Output[Path]:
+        """A peft folder: a LoRA adapter of merged_model for one domain; `training.json` holds the loss curve."""
+        with tracked_run(mlflow, context) as env:
+            return compute.run(
+                context,
+                "khmer_assets.finetuning.sft",
+                sft.Spec(
+                    base=merged_model,
+                    chats=adapter_chats,
+                    new_to_chats=False,
+                    settings=recipe.adapter(context.partition_key).finetuning,
+                    precision=recipe.pretraining.precision,
+                    context_length=recipe.pretraining.context_length,
+                    seed=recipe.seed,
+                ),
+                env,
+            )
+
+    return [domain_adapter]

@@ -16,10 +16,15 @@ IGNORED = -100
 
 
 class Spec(BaseModel):
-    """Folders of base_checkpoint and chat_dataset; `precision` is the base model's."""
+    """Folders of the model to be adapted and of its chats; `precision` is the model's.
+
+    `new_to_chats`: the model has never seen the marks of a chat. Their embeddings are then trained too: as they were
+    made at random, no adapter of the layers could make the end of a turn likely.
+    """
 
     base: Path
     chats: Path
+    new_to_chats: bool
     settings: Finetuning
     precision: str
     context_length: int
@@ -27,7 +32,7 @@ class Spec(BaseModel):
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write a peft adapter folder and `training.json` with the loss curve and the validation loss."""
+    """Write a peft adapter folder and `training.json` with the model's digest, loss curve and validation loss."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
@@ -46,6 +51,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules="all-linear",
+            trainable_token_indices=tokenizer.all_special_ids if spec.new_to_chats else None,
             task_type="CAUSAL_LM",
         ),
     ).to(models.device())
@@ -55,7 +61,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
     if len(examples["train"]) < settings.batch_size:
         raise Refusal(
-            f"chat_dataset has {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
+            f"there are {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
             f"than finetuning.batch_size ({settings.batch_size}); add chats or lower it"
         )
     steps_an_epoch = len(examples["train"]) // settings.batch_size
@@ -85,7 +91,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         ]
     validation_loss = float(np.mean(validation)) if validation else float("nan")
     model.save_pretrained(run.output)
-    (run.output / "training.json").write_text(json.dumps({"curve": curve, "validation_loss": validation_loss}))
+    training = {"base": spec.base.name, "curve": curve, "validation_loss": validation_loss}
+    (run.output / "training.json").write_text(json.dumps(training))
     run.metrics(schedule.steps, validation_loss=validation_loss)
     run.keep_model(run.output)
     return {

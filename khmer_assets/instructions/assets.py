@@ -1,10 +1,12 @@
-"""The asset of the instructions stage."""
+"""The assets of the instructions stage."""
 
+import hashlib
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from khmer_assets.instructions.chat_files import read_chats
 from khmer_assets.instructions.chats import find_fault, hash_of, split_chats
 from khmer_assets.instructions.generated import compose_chats, written_chats
 from khmer_assets.recipe import Recipe
@@ -16,7 +18,7 @@ DEVIATIONS = 5
 
 
 def instruction_assets(recipe: Recipe) -> list[Any]:
-    """chat_dataset with its checks."""
+    """chat_dataset with its checks, and the chats of the recipe's adapters."""
 
     @dg.asset(
         group_name="instructions",
@@ -74,7 +76,49 @@ def instruction_assets(recipe: Recipe) -> list[Any]:
             metadata={"chats": chats.height, "faulty": len(faults), "examples": examples},
         )
 
-    return [chat_dataset, splits_share_no_content, shares_are_near_the_split, chats_are_valid]
+    chat_checks = [splits_share_no_content, shares_are_near_the_split, chats_are_valid]
+    return [chat_dataset, *chat_checks, *(adapter_chat_assets(recipe) if recipe.adapters else [])]
+
+
+def adapter_chat_assets(recipe: Recipe) -> list[Any]:
+    """adapter_files and adapter_chats."""
+    partitions = dg.StaticPartitionsDefinition([adapter.name for adapter in recipe.adapters])
+
+    @dg.observable_source_asset(group_name="instructions", partitions_def=partitions)
+    def adapter_files() -> dg.DataVersionsByPartition:
+        """The files with the adapters' chats; the version of each is a digest of its content."""
+        versions = {}
+        for adapter in recipe.adapters:
+            try:
+                with adapter.chats.open("rb") as file:
+                    versions[adapter.name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            except OSError:
+                versions[adapter.name] = "missing"
+        return dg.DataVersionsByPartition(versions)
+
+    @dg.asset(
+        group_name="instructions",
+        io_manager_key="frames",
+        kinds={"polars"},
+        partitions_def=partitions,
+        deps=["adapter_files"],
+        code_version=recipe.version(1, "normalization", "instructions"),
+    )
+    def adapter_chats(context: dg.AssetExecutionContext) -> dg.Output[pl.LazyFrame]:
+        """The chats that an adapter learns, as of chat_dataset; lines that are no chats are set aside with a reason."""
+        adapter = recipe.adapter(context.partition_key)
+        try:
+            chats = read_chats(adapter.chats, adapter.name, recipe.normalization)
+        except OSError as error:
+            reason = (
+                f"the chats of the adapter {adapter.name!r} cannot be read: {error}; put the file there, or correct"
+            )
+            raise dg.Failure(f"{reason} adapters.chats in the recipe", allow_retries=False) from None
+        split = split_chats(chats, recipe.instructions.split)
+        samples = _readable(split.filter(pl.col("rule").is_null()).head(SAMPLE_CHATS).collect())
+        return dg.Output(split, metadata={"samples": dg.MetadataValue.md(markdown_table(samples))})
+
+    return [adapter_files, adapter_chats]
 
 
 def _readable(chats: pl.DataFrame) -> pl.DataFrame:

@@ -52,14 +52,16 @@ def new_chat(
 def split_chats(chats: pl.LazyFrame, split: Split) -> pl.LazyFrame:
     """`NEW_CHAT` rows as `CHAT` rows with rule, measure and reason, ordered by content hash and so well mixed.
 
-    Set aside are chats that `find_fault` faults and chats whose content was there before. An empty chat has a split
-    too, so that the columns are never null.
+    Set aside are chats that `find_fault` faults, chats whose content was there before, and those for which the column
+    `unreadable` (if there is one) has a reason. An empty chat has a split too, so that the columns are never null.
     """
     rows: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     for chat in chats.collect().iter_rows(named=True):
         digest = hash_of(chat["messages"])
         fault = find_fault(chat["messages"])
+        if reason := chat.pop("unreadable", None):
+            fault = ("unreadable", 1.0, reason)
         if fault is None and digest in seen:
             fault = ("duplicate_chat", 1.0, f"says the same as the chat {seen[digest]}")
         seen.setdefault(digest, chat["id"])

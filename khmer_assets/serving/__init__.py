@@ -1,1 +1,1 @@
-"""The serving stage: what is released, what vLLM serves, and how to ask it."""
+"""The serving stage: what is released, what is served, and how to ask it."""

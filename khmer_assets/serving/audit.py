@@ -16,11 +16,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from khmer_assets.serving.requests import Body, Chat, Completion, Tokenization
 
 JOURNALS = ".open"
 REDACTED = "[redacted]"
-PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "outcome", "finish_reason")  # no user's words
+# fields without a user's words
+PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason")
 
 
 class Record:
@@ -42,6 +45,7 @@ class Record:
             "endpoint": path,
             "model": body.model,
             "release": None,
+            "adapter": None,
         }
         self._journal: int | None = None
         self._answer: list[bytes] = []
@@ -49,10 +53,9 @@ class Record:
     def append(self, piece: bytes) -> None:
         """Keep a piece of a streamed answer. Call it before the piece is sent."""
         if self._journal is None:
-            file = self.log.folder / JOURNALS / self.name
-            self._journal = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._journal = os.open(self.log.journals + self.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self.describe()
-            os.write(self._journal, json.dumps(self.fields, ensure_ascii=False).encode() + b"\n")
+            os.write(self._journal, to_json(self.fields) + b"\n")
         os.write(self._journal, piece)
         self._answer.append(piece)
 
@@ -90,7 +93,7 @@ class Record:
         self.log.write(self.name, self.fields)
         if self._journal is not None:
             os.close(self._journal)
-            os.unlink(self.log.folder / JOURNALS / self.name)
+            os.unlink(self.log.journals + self.name)
 
     @property
     def tokens(self) -> int:
@@ -106,20 +109,21 @@ class AuditLog:
         self.patterns = [re.compile(pattern) for pattern in redact]
         self.retention_days = retention_days
         (folder / JOURNALS).mkdir(parents=True, exist_ok=True)
+        self.journals = f"{folder / JOURNALS}/"  # a string: paths take longer than what is done with them
 
     def write(self, name: str, fields: dict[str, Any]) -> None:
         """Put a record in its place in one step."""
-        day = self.folder / fields["time"][:10]
+        day = f"{self.folder}/{fields['time'][:10]}"
         if self.patterns:
             fields = {key: value if key in PLAIN else self._redacted(value) for key, value in fields.items()}
-        text = json.dumps(fields, ensure_ascii=False, indent=1)
-        aside = self.folder / JOURNALS / f"{name}.aside"
-        aside.write_text(text, encoding="utf-8", errors="replace")
+        aside = f"{self.journals}{name}.aside"
+        with open(aside, "wb", buffering=0) as file:
+            file.write(to_json(fields, indent=1))
         try:
-            os.replace(aside, day / name)
+            os.replace(aside, f"{day}/{name}")
         except FileNotFoundError:
-            day.mkdir(exist_ok=True)
-            os.replace(aside, day / name)
+            os.makedirs(day, exist_ok=True)
+            os.replace(aside, f"{day}/{name}")
 
     def settle(self) -> int:
         """Turn the journals of a killed gateway into records; return how many. Call it before the first request."""
@@ -185,9 +189,11 @@ def read_answer(answer: bytes) -> dict[str, Any]:
 
 def _messages(answer: bytes) -> Iterator[dict[str, Any]]:
     for line in answer.split(b"\n") if answer.startswith(b"data:") else [answer]:
+        if b"{" not in line:  # the end mark, or nothing: an exception would cost more than all the parsing
+            continue
         try:
-            message = json.loads(line.removeprefix(b"data:"))
-        except ValueError:  # the end mark, an empty line, or a piece that was cut
+            message = from_json(line.removeprefix(b"data:"))
+        except ValueError:  # a piece that was cut
             continue
         if isinstance(message, dict):
             yield message

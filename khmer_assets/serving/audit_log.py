@@ -13,7 +13,7 @@ from khmer_assets.plots import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEXTS = ("id", "key_id", "endpoint", "model", "release", "outcome", "finish_reason", "error")
+TEXTS = ("id", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason", "error")
 SPOKEN = ("system_prompt", "user_input", "output", "parameters")  # what is no text is kept as JSON
 SECONDS = ("seconds_to_first_token", "seconds")
 TOKENS = ("prompt_tokens", "completion_tokens")

@@ -20,7 +20,6 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import prometheus_client
 import uvicorn
 from starlette.applications import Starlette
@@ -32,18 +31,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from khmer_assets.recipe import Gateway as GatewaySettings
+from khmer_assets.serving import llama_cpp
 from khmer_assets.serving.audit import AuditLog, Record
+from khmer_assets.serving.connections import Connection, Connections, Unreachable
 from khmer_assets.serving.keys import OWNER, Allowance, Key, KeyFile, file_version
 from khmer_assets.serving.openapi import description
 from khmer_assets.serving.requests import BODIES, Body, Generation, Refused, StreamOptions, parse
-from resources.engines import ServerState, engine_key
+from resources.engines import ServerState, engine_key, gguf_file, kept_model
 
 MAX_HEAD_BYTES = 32_768
 MAX_DISCARDED_BODY = 64 * 1024 * 1024  # read and dropped, so that its sender can read why it is refused
 ENGINE_REST_SECONDS = 1.0  # before an engine that could not be reached is tried again
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 LOGGED = (
-    *("id", "key_id", "endpoint", "model", "release", "outcome"),
+    *("id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
     *("seconds", "seconds_to_first_token", "finish_reason"),
 )
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -59,6 +60,10 @@ ENGINE_UP = prometheus_client.Gauge("khmer_engine_up", "Whether an engine can be
 RELEASE = prometheus_client.Info("khmer_release", "The served release")
 
 log = logging.getLogger("khmer.gateway")
+
+
+class EngineStarting(Exception):
+    """An engine that listens, but has not read its model yet."""
 
 
 class EngineFailure(Exception):
@@ -78,7 +83,7 @@ class Gateway:
         self._seen: tuple[int, int] | None = None
         self.refresh()
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
-        self.session: aiohttp.ClientSession
+        self.connections = Connections(engine_key(self.folder))
 
     def refresh(self) -> None:
         """Read `server.json` again if it has changed."""
@@ -87,6 +92,9 @@ class Gateway:
             return
         self._seen = seen
         self.state = ServerState.read(self.folder)
+        self.names = self.state.names()
+        release = self.state.release
+        self.runs_llama_cpp = release is not None and gguf_file(kept_model(self.folder, release.digest)) is not None
         self.settings = GatewaySettings.model_validate(self.state.gateway)
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
         self.allowances = {  # the limits may be others now
@@ -103,7 +111,7 @@ class Gateway:
             RELEASE.info({"digest": self.state.release.digest})
 
     def models(self) -> list[dict[str, Any]]:
-        """The served names, as /v1/models shows them."""
+        """The served names, as /v1/models shows them: `root` is the digest of what answers, `parent` its model's."""
         if (release := self.state.release) is None:
             return []
         return [
@@ -112,10 +120,11 @@ class Gateway:
                 "object": "model",
                 "created": 0,
                 "owned_by": "khmer-llm-factory",
-                "root": release.digest,
+                "root": adapter.digest if adapter else release.digest,
+                "parent": release.digest if adapter else None,
                 "max_model_len": release.max_model_length,
             }
-            for name in release.names
+            for name, adapter in self.names.items()
         ]
 
     def key_of(self, request: Request) -> Key:
@@ -177,10 +186,13 @@ class Answer:
         self.outcome = "failed"
         self.error: str | None = None
         self.closed = False
+        self.pending = b""  # the beginning of an event of a streamed answer
+        self.ended = False  # whether the stream's end mark has come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until it is done, out of time, or nobody listens any more."""
         gateway, path = self.gateway, self.path
+        self.write_chunk = scope["state"]["write_chunk"]
         answering = asyncio.create_task(self._answer(send))
         listening = asyncio.create_task(_disconnected(receive))
         try:
@@ -227,9 +239,9 @@ class Answer:
             self.gateway.running[port] += 1
             try:
                 return await self._from(port, send)
-            except aiohttp.ClientConnectorError:  # it has not seen the request
+            except (Unreachable, EngineStarting):  # it has not begun with the request
                 failure = "the engine cannot be reached"
-            except (aiohttp.ClientError, ConnectionError, EngineFailure) as error:
+            except (ConnectionError, EngineFailure) as error:
                 failure = str(error) or repr(error)
                 broken += 1
             finally:
@@ -244,26 +256,36 @@ class Answer:
     async def _from(self, port: int, send: Send) -> None:
         release = self.gateway.state.release
         assert release is not None, "an engine serves a release"
-        self.record.fields["release"] = release.digest
-        update: dict[str, Any] = {"model": release.names[1]}
+        if self.body.model not in self.gateway.names:  # it was when the request came
+            raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
+        adapter = self.gateway.names[self.body.model]
+        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        update: dict[str, Any] = {"model": (adapter or release).names[1]}
         if self.body.streams():
             update["stream_options"] = StreamOptions(include_usage=True)
-        content = self.body.model_copy(update=update).model_dump_json(exclude_none=True).encode()
-        address = f"http://127.0.0.1:{port}{self.path}"
-        headers = {"Content-Type": "application/json"}
-        async with self.gateway.session.post(address, data=content, headers=headers) as response:
+        body = self.body.model_copy(update=update)
+        runs_llama_cpp = self.gateway.runs_llama_cpp
+        if runs_llama_cpp:
+            content = json.dumps(llama_cpp.translated(body)).encode()
+        else:
+            content = body.model_dump_json(exclude_none=True).encode()
+        async with self.gateway.connections.asked(port, "POST", self.path, content) as response:
             ENGINE_UP.labels(port).set(1)
             self.status = response.status
+            if response.status == 503:
+                raise EngineStarting
             if response.status >= 500:
                 raise EngineFailure(f"it answered with status {response.status}")
             if response.status == 200 and self.body.streams():
                 await self._stream(response, send)
                 return
-            answer = await response.read()
+            answer = b"".join([piece async for piece in response])
             self._note_first_byte()
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
                 self.error = answer[:500].decode(errors="replace")
+                if runs_llama_cpp:
+                    raise llama_cpp.refusal(response.status, answer)
                 if b'"error"' not in answer:
                     raise Refused(response.status, f"the served model does not answer {self.path}")
             self.record.whole(answer)
@@ -271,28 +293,37 @@ class Answer:
             await self._start(send, response.status, response.content_type)
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
-    async def _stream(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        pending, ended = b"", False
-        async for piece in response.content.iter_any():
-            events, mark, pending = (pending + piece).rpartition(b"\n\n")
-            if not mark:
+    async def _stream(self, response: Connection, send: Send) -> None:
+        self.pending = b""
+        async for piece in response:
+            if not (events := self._kept(piece)):
                 continue
-            events += mark
-            self.record.append(events)
-            ended = ended or b"data: [DONE]" in events
-            if not self.asked_for_usage and b'"choices":[]' in events:
-                events = b"".join(
-                    event + mark for event in events.split(mark) if event and b'"choices":[]' not in event
-                )
             if not self.started:
                 self._note_first_byte()
                 await self._start(send, 200, "text/event-stream")
-            await send({"type": "http.response.body", "body": events, "more_body": True})
-        if not ended:
+            await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
+            await response.forward(self._pass_on)
+        if not self.ended:
             raise EngineFailure("the stream has no end mark")
         self.outcome = "completed"
         self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _kept(self, piece: bytes) -> bytes:
+        """What the user gets of it: whole events, which are in the journal now."""
+        events, mark, self.pending = (self.pending + piece).rpartition(b"\n\n")
+        if not mark:
+            return b""
+        events += mark
+        self.record.append(events)
+        self.ended = self.ended or b"data: [DONE]" in events
+        if not self.asked_for_usage and b'"choices":[]' in events:
+            events = b"".join(event + mark for event in events.split(mark) if event and b'"choices":[]' not in event)
+        return events
+
+    def _pass_on(self, piece: bytes) -> bool:
+        events = self._kept(piece)
+        return not events or self.write_chunk(events)
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
@@ -301,6 +332,8 @@ class Answer:
             (b"x-request-id", self.record.id.encode()),
             (b"x-khmer-release", str(self.record.fields["release"]).encode()),
         ]
+        if adapter := self.record.fields["adapter"]:
+            headers.append((b"x-khmer-adapter", adapter.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _note_first_byte(self) -> None:
@@ -363,12 +396,13 @@ def application(home: Path) -> ASGIApp:
         release = gateway.state.release
         if release is None:
             raise Refused(503, "nothing is served yet", retry_after=10)
-        kind = BODIES[request.url.path]
-        body = parse(kind, await read_body(request, gateway.settings), release.max_model_length)
-        if body.model not in release.names:
-            names = " and ".join(release.names)
-            message = f"there is no model {body.model!r}; served are {names}"
+        path = request.scope["path"]
+        body = parse(BODIES[path], await read_body(request, gateway.settings), release.max_model_length)
+        if body.model not in gateway.names:
+            message = f"there is no model {body.model!r}; served are {', '.join(gateway.names)}"
             raise Refused(404, message, code="model_not_found", parameter="model")
+        if gateway.runs_llama_cpp:
+            llama_cpp.translated(body)  # refused before it counts
         if sum(gateway.running.values()) >= gateway.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
         allowance = gateway.allowance_of(key)
@@ -376,7 +410,7 @@ def application(home: Path) -> ASGIApp:
             if not allowance.may_use(body.model):
                 raise Refused(403, f"this key may not use {body.model}", code="model_not_allowed", parameter="model")
             allowance.admit()
-        return Answer(gateway, request.url.path, body, key, allowance)
+        return Answer(gateway, path, body, key, allowance)
 
     async def models(request: Request) -> Response:
         gateway.refresh()
@@ -402,9 +436,9 @@ def application(home: Path) -> ASGIApp:
         return JSONResponse(told, 200 if ok else 503)
 
     async def reachable(port: int) -> bool:
-        with suppress(aiohttp.ClientError, TimeoutError):
-            timeout = aiohttp.ClientTimeout(total=5)
-            async with gateway.session.get(f"http://127.0.0.1:{port}/health", timeout=timeout) as response:
+        with suppress(Unreachable, ConnectionError, TimeoutError):
+            async with asyncio.timeout(5), gateway.connections.asked(port, "GET", "/health") as response:
+                await response.read()
                 return response.status == 200
         return False
 
@@ -430,13 +464,7 @@ def application(home: Path) -> ASGIApp:
         if settled := gateway.audit.settle():
             log.warning(json.dumps({"settled": settled}))
         keeping = asyncio.create_task(housekeeping())
-        async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {engine_key(gateway.folder)}"},
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-            auto_decompress=False,
-        ) as gateway.session:
-            yield
+        yield
         keeping.cancel()
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -521,7 +549,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The body comes next."""
         self._in_head = False
+        self.scope["state"]["write_chunk"] = self.write_chunk
         super().on_headers_complete()
+
+    def write_chunk(self, data: bytes) -> bool:
+        """Send a piece of an answer that uvicorn has begun, as it would; whether the user can take more at once."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self.flow.write_paused
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -553,6 +587,7 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=15,
         ssl_certfile=settings.tls_certificate,
@@ -569,7 +604,7 @@ class JsonLines(logging.Formatter):
         line = {"time": round(record.created, 3), "level": record.levelname.lower()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **json.loads(record.getMessage())}, ensure_ascii=False)
+        return f"{json.dumps(line)[:-1]}, {record.getMessage()[1:]}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from khmer_assets.compression import awq, gguf, prune
+from khmer_assets.compression.calibration import MERGED_MODEL
 from resources.model_server import link_files
 from resources.payload import PayloadRun, Refusal
 
@@ -24,7 +26,8 @@ class Spec(BaseModel):
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write `model/` and `release.json`: recipe, variant, the bundle's SHA-256 and the variant's figures.
+    """Write `model/` and `release.json`: recipe, variant, the bundle's SHA-256, the variant's figures, and as `base`
+    the digest of the merged_model that it is made from, for adapters are trained on that.
 
     Raises `Refusal` when the report does not hold the variant.
     """
@@ -32,14 +35,22 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     if spec.variant not in variants:
         raise Refusal(
             f"the benchmark report holds {', '.join(variants)}, expected {spec.variant} (release.variant) among them; "
-            f"materialize {spec.variant}_evaluation and benchmark_report"
+            f"materialize {spec.variant.partition(' ')[0]}_evaluation and benchmark_report"
         )
     record = {
         "recipe": spec.recipe,
         "variant": spec.variant,
+        "base": _merged_model(spec.model),
         "bundle_sha256": json.loads((spec.bundle / "bundle.json").read_text())["sha256"],
         "figures": {name: variants[spec.variant][name] for name in FIGURES},
     }
     link_files(spec.model, run.output / "model")
     (run.output / "release.json").write_text(json.dumps(record, indent=1))
     return {"variant": spec.variant, "figures": record["figures"]}
+
+
+def _merged_model(variant: Path) -> str:
+    for figures in (awq.FIGURES, prune.FIGURES, gguf.FIGURES):
+        if (variant / figures).is_file():
+            return str(json.loads((variant / figures).read_text())[MERGED_MODEL])
+    return variant.name

@@ -347,7 +347,7 @@ def picture(trials: list[Trial], winner: Trial | None, max_ttft_ms: float) -> An
 
 def stop_engines(folder: Path) -> None:
     """End engines that a killed search has left behind, and forget their models."""
-    for identity in folder.glob("vllm-*.json"):
+    for identity in folder.glob("engine-*.json"):
         BackgroundProcess(folder, identity.stem).stop()
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)

@@ -17,10 +17,12 @@ from resources.storage import FoldersIOManager
 BLOCKING = {"awq_saves_memory", "gguf_reads_text_alike", "bundle_is_bit_identical"}
 
 
-def recipe() -> Recipe:
+def recipe(variant: str = "merged") -> Recipe:
     sample = Recipe.load(SAMPLE_RECIPE)
+    release = sample.release.model_copy(update={"variant": variant})
     small = {"calibration_samples": 6, "calibration_length": 32, "gguf": ["Q8_0"]}
-    return sample.model_copy(update={"compression": sample.compression.model_copy(update=small)})
+    compression = sample.compression.model_copy(update=small)
+    return sample.model_copy(update={"compression": compression, "release": release})
 
 
 def checks() -> dict[str, dg.AssetChecksDefinition]:
@@ -62,7 +64,7 @@ def test_a_check_passes_on_good_figures_only(tmp_path, name, file, good, bad):
 
 
 @pytest.mark.slow
-def test_a_merged_model_is_exported_and_bundled(model, mixture, tmp_path):
+def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_gguf_model(model, mixture, tmp_path):
     def upstream(name: str, folder: Path) -> dg.AssetsDefinition:
         @dg.asset(name=name, io_manager_key="copies")
         def given() -> Path:
@@ -77,7 +79,9 @@ def test_a_merged_model_is_exported_and_bundled(model, mixture, tmp_path):
         def load_input(self, context):
             return {"merged_model": model, "training_mixture": mixture}[context.asset_key.to_python_identifier()]
 
-    assets = [upstream("merged_model", model), upstream("training_mixture", mixture), *compression_assets(recipe())]
+    given = [upstream("merged_model", model), upstream("training_mixture", mixture)]
+    assets = [*given, *compression_assets(recipe())]
+    released_gguf = [*given, *compression_assets(recipe("gguf Q8_0"))]
     folders = FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
     resources = {"compute": Compute(home=str(tmp_path)), "folders": folders, "copies": Given()}
     # partitioned and unpartitioned assets cannot be in one run
@@ -85,8 +89,15 @@ def test_a_merged_model_is_exported_and_bundled(model, mixture, tmp_path):
         dg.materialize(assets, selection="gguf_model", partition_key="Q8_0", resources=resources),
         dg.materialize(assets, selection="release_bundle", resources=resources),
     ]
+    bundle = folders.store.current("release_bundle")
+    results.append(dg.materialize(released_gguf, selection="release_bundle", resources=resources))
+    gguf_bundle = folders.store.current("release_bundle")
 
     passed = [check.check_name for r in results for check in r.get_asset_check_evaluations() if check.passed]
-    assert passed == ["gguf_reads_text_alike", "bundle_is_bit_identical"]
+    assert passed == ["gguf_reads_text_alike", "bundle_is_bit_identical", "bundle_is_bit_identical"]
     assert (folders.store.current("gguf_model", "Q8_0") / "Q8_0.gguf").exists()
-    assert (folders.store.current("release_bundle") / "sample-merged.tar.zst").exists()
+    assert (bundle / "sample-merged.tar.zst").exists()
+    assert (gguf_bundle / "sample-gguf-Q8_0.tar.zst").exists()
+    card = (gguf_bundle / "README.md").read_text()
+    assert "llama-server --model Q8_0.gguf --ctx-size 256" in card
+    assert "| weights | Q8_0 in GGUF |" in card

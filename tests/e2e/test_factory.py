@@ -4,6 +4,7 @@ Five real sources where `../shared/data` is at hand, else the embedded sample. T
 shorter training, so the gates on quality are open; everything else is as a user gets it.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import polars as pl
 import pytest
 import yaml
@@ -35,6 +37,7 @@ REAL_SOURCES: dict[str, dict[str, Any]] = {
     "udhr": {"path": "udhr.*.txt", "split": "line"},
 }
 LINES = 1_000
+QUESTION: Any = [{"role": "user", "content": "តើលេខ ២៥ សរសេរជាអក្សរដូចម្តេច?"}]
 PROMPTS = 20
 BFLOAT16_STEP = 2**-7  # of a number, to the next one that bfloat16 can hold
 
@@ -68,6 +71,9 @@ class Factory:
         recipe["pretraining"]["steps"] = 40
         recipe["finetuning"]["epochs"] = 1
         recipe["instructions"]["generated_chats"] = 1500
+        (adapter,) = recipe["adapters"]
+        adapter |= {"min_answer_accuracy": 0.0, "chats": str(Recipe.load(SAMPLE_RECIPE).adapters[0].chats)}
+        adapter["finetuning"]["epochs"] = 1
         recipe["evaluation"]["max_documents"] = 15
         recipe["release"] |= {"min_answer_accuracy": 0.0, "max_bits_per_character": 8.0}
         recipe["serving"]["port"] = free_port()
@@ -195,6 +201,68 @@ def test_transformers_and_vllm_decode_alike(factory):
             body = {"model": "khmer", "messages": messages[:-1], "max_tokens": 24, "temperature": 0}
             answer = client.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"]
             assert answer == expected or tie
+
+
+def test_the_adapter_answers_under_its_name(factory):
+    digest = factory.artifact("adapter_release", "numbers").name
+    names = ("khmer-numbers", f"khmer-numbers-{digest[:12]}")
+    with factory.http() as client:
+        assert names == tuple(model["id"] for model in client.get("/models").json()["data"])[2:]
+        body = {"model": names[0], "messages": QUESTION, "max_tokens": 8}
+        response = client.post("/chat/completions", json=body)
+    assert response.json()["model"] == names[1]
+    assert response.headers["x-khmer-adapter"] == digest
+
+
+def test_the_openai_client_works_unchanged(factory):
+    plain = openai.OpenAI(
+        base_url=factory.server.base_url,
+        api_key=factory.server.api_key(),
+        http_client=openai.DefaultHttpxClient(trust_env=False),
+        max_retries=0,
+    )
+    body: dict[str, Any] = {"model": "khmer", "messages": QUESTION, "max_tokens": 24, "temperature": 0}
+    answer = plain.chat.completions.create(**body)
+    assert answer.choices[0].message.content
+    assert answer.model == f"khmer-{factory.artifact('release').name[:12]}"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    pieces = list(plain.chat.completions.create(**body, stream=True))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == answer.choices[0].message.content
+    completion = plain.completions.create(model="khmer", prompt="ភ្នំពេញ", max_tokens=4)
+    assert completion.choices[0].finish_reason in ("length", "stop")
+
+    with plain.chat.completions.create(**{**body, "max_tokens": 200}, stream=True) as stream:
+        next(iter(stream))  # and the client goes away
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        plain.chat.completions.create(**{**body, "temperature": 9})
+    with pytest.raises(openai.BadRequestError, match="256"):
+        plain.chat.completions.create(**{**body, "messages": [{"role": "user", "content": "ទន្លេ" * 500}]})
+    with pytest.raises(openai.NotFoundError, match="khmer-unknown"):
+        plain.chat.completions.create(**{**body, "model": "khmer-unknown"})
+    with pytest.raises(openai.AuthenticationError):
+        plain.with_options(api_key="wrong").models.list()
+
+
+def test_the_asynchronous_openai_client_works_unchanged(factory):
+    async def ask() -> list[str]:
+        asynchronous = openai.AsyncOpenAI(
+            base_url=factory.server.base_url,
+            api_key=factory.server.api_key(),
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        )
+        body: dict[str, Any] = {"model": "khmer", "messages": QUESTION, "max_tokens": 24, "temperature": 0}
+
+        async def streamed() -> str:
+            stream = await asynchronous.chat.completions.create(**body, stream=True)
+            return "".join([piece.choices[0].delta.content or "" async for piece in stream])
+
+        whole = await asynchronous.chat.completions.create(**body)
+        return [whole.choices[0].message.content or "", *await asyncio.gather(*(streamed() for _ in range(8)))]
+
+    first, *others = asyncio.run(ask())
+    assert first and len(others) == 8
+    assert all(others)
 
 
 def test_a_changed_source_makes_that_source_again_and_what_comes_out_different(factory):

@@ -26,6 +26,7 @@ class Factory:
         self.setting = "1"
         self.check_passes = True
         self.interrupted = False
+        self.anthology = False
         for source in SOURCES.get_partition_keys():
             (folder / source).write_text(f"អត្ថបទ {source}")
 
@@ -70,8 +71,15 @@ class Factory:
                 time.sleep(5)
             return model
 
+        only_poems = dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["poems"]))
+
+        @dg.asset(io_manager_key="frames", code_version="1", ins={"clean": only_poems})
+        def anthology(clean: dict[str, pl.LazyFrame]) -> pl.LazyFrame:
+            self.executed.append("anthology")
+            return clean["poems"]
+
         storage = FramesIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        assets: list[Any] = [source_files, raw, clean, mixed, model, speed]
+        assets: list[Any] = [source_files, raw, clean, mixed, model, speed, *([anthology] if self.anthology else [])]
         return dg.Definitions(assets=assets, asset_checks=[enough_text], resources={"frames": storage})
 
     def run(self, instance: dg.DagsterInstance):
@@ -124,6 +132,16 @@ def test_a_source_that_fails_does_not_stop_the_others(factory, instance):
     assert summary.failed == {"raw (news)": "news is missing; put it back"}
     assert list(summary.held_back) == ["clean (news)"]
     assert factory.executed == ["raw news", "raw poems", "clean poems", "mixed", "model"]
+
+
+def test_what_takes_one_partition_waits_for_that_one_alone(factory, instance):
+    factory.anthology = True
+    factory.run(instance)
+    (factory.folder / "news").unlink()
+    assert "anthology" not in factory.run(instance).held_back
+    (factory.folder / "poems").unlink()
+    summary = factory.run(instance)
+    assert summary.held_back["anthology"] == "raw (poems) failed"
 
 
 def test_a_failed_blocking_check_holds_back_what_follows_also_the_next_time(factory, instance):

@@ -69,6 +69,24 @@ def test_frames_and_folders_flow_from_asset_to_asset(resources, tmp_path):
     assert (store.current("book") / "book.txt").read_text() == "ផ្ការីក news\nផ្ការីក poems"
 
 
+def test_an_asset_may_take_one_partition_as_if_there_were_no_others(resources, tmp_path):
+    only_poems = dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["poems"]))
+
+    @dg.asset(io_manager_key="folders", ins={"lines": only_poems})
+    def anthology(lines: Path) -> Path:
+        folder = tmp_path / "anthology"
+        folder.mkdir()
+        (folder / "book.txt").write_text(pl.read_parquet(lines / "data.parquet")["text"].item())
+        return folder
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        for source in ("news", "poems"):
+            materialize([lines], resources, partition_key=source, instance=instance)
+        materialize([lines.to_source_asset(), anthology], resources, selection=[anthology], instance=instance)
+    store = Store(str(tmp_path / "store"), tmp_path / "cache")
+    assert (store.current("anthology") / "book.txt").read_text() == "ផ្ការីក poems"
+
+
 def test_rows_with_a_rule_are_set_aside_and_counted(resources, tmp_path):
     result = materialize([lines], resources, partition_key="news")
     folder = Store(str(tmp_path / "store"), tmp_path / "cache").current("lines", "news")

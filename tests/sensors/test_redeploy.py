@@ -36,7 +36,10 @@ class Releases:
         storage = FoldersIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
         deploy = dg.define_asset_job("deploy", dg.AssetSelection.assets("served_model"))
         return dg.Definitions(
-            [release, served_model], jobs=[deploy], sensors=[redeploy_sensor(deploy)], resources={"folders": storage}
+            [release, served_model],
+            jobs=[deploy],
+            sensors=[redeploy_sensor("redeploy", "release", deploy)],
+            resources={"folders": storage},
         )
 
     def materialize(self) -> str | None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.serving.keys import KeyFile
-from resources.engines import Release, ServerState
+from resources.engines import Adapter, Release, ServerState
 from tests.serving.gateways import RELEASE, USAGE, WORDS, front
 
 QUESTION = [{"role": "user", "content": "តើរាជធានីឈ្មោះអ្វី?"}]
@@ -119,7 +119,7 @@ def test_a_record_holds_what_was_asked_and_answered(gateway):
         (chat(n=1000), 400, "n:"),
         (chat(stop=[""]), 400, "stop"),
         (chat(chat_template="{{ 1/0 }}"), 400, "chat_template"),
-        (chat(model="../khmer"), 404, "served are khmer and khmer-aaaaaaaaaaaa"),
+        (chat(model="../khmer"), 404, "served are khmer, khmer-aaaaaaaaaaaa"),
         (chat(messages=[{"role": "user", "content": "ក" * 10_000}]), 400, "reads 64 tokens"),
         (chat(messages=[{"role": "user", "content": "ក" * 5_000_000}]), 413, "1,048,576 bytes"),
     ],
@@ -274,6 +274,26 @@ def test_a_deployment_switches_new_requests_while_running_ones_end_where_they_be
             assert response.headers["x-khmer-release"] == after.digest
             assert response.json()["model"] == after.names[1]
         assert gateway.record("cancelled")["release"] == RELEASE.digest
+
+
+def test_an_adapter_is_chosen_by_name_until_it_is_retired(gateway):
+    state = ServerState.read(gateway.folder)
+    release = RELEASE.model_copy(update={"base": "b" * 16, "engine": {"enable_lora": True}})
+    fits = Adapter(name="numbers", digest="c" * 16, base="b" * 16)
+    other = Adapter(name="poems", digest="d" * 16, base="of another model")
+    state.model_copy(update={"release": release, "adapters": (fits, other)}).write(gateway.folder)
+    listed = {model.id: model for model in client(gateway).models.list()}
+    assert list(listed) == ["khmer", "khmer-aaaaaaaaaaaa", "khmer-numbers", "khmer-numbers-cccccccccccc"]
+    assert (listed["khmer-numbers"].root, listed["khmer-numbers"].parent) == (fits.digest, release.digest)
+    for name in fits.names:
+        response = post(gateway, chat(model=name))
+        assert response.json()["model"] == gateway.engines[0].asked[-1]["model"] == "khmer-numbers-cccccccccccc"
+        assert response.headers["x-khmer-adapter"] == fits.digest
+    assert "x-khmer-adapter" not in post(gateway, chat()).headers
+    assert [record["adapter"] for record in gateway.records()].count(fits.digest) == 2
+    assert post(gateway, chat(model="khmer-poems")).status_code == 404
+    state.model_copy(update={"release": release}).write(gateway.folder)
+    assert "khmer-numbers" in error_of(post(gateway, chat(model="khmer-numbers")))["message"]
 
 
 def test_a_slow_sender_is_told_and_then_dropped(tmp_path):

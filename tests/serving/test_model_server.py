@@ -11,7 +11,7 @@ import pytest
 from khmer_assets.serving.client import ask
 from resources.engines import VLLM_PYTHON_VARIABLE, Engine, ServerState
 from resources.model_server import ModelServer, ModelServerError, link_files
-from tests.tiny_model import save_tiny_model
+from tests.tiny_model import save_tiny_adapter, save_tiny_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
 DIGESTS = {name: name * 16 for name in "abcd"}
@@ -95,6 +95,11 @@ def test_without_a_former_release_there_is_nothing_to_go_back_to(server):
         server.rollback()
 
 
+def test_without_a_release_there_is_nothing_to_adapt(server, tmp_path):
+    with pytest.raises(ModelServerError, match="no release is served"):
+        server.load_adapter(tmp_path, "numbers", DIGESTS["b"], "base")
+
+
 def test_nothing_is_kept_serving_before_the_first_deployment(server):
     assert server.keep_serving() is False
 
@@ -148,25 +153,52 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_killed_comes_back(server, tmp_path):
-    server.deploy(save_tiny_model(tmp_path / "a"), DIGESTS["a"], 128)
+def test_adapters_come_and_go_while_the_model_is_served_and_what_is_killed_comes_back(server, tmp_path):
+    model = save_tiny_model(tmp_path / "a")
+    server = server.model_copy(update={"engine": {"enable_lora": True, "max_lora_rank": 8}})
+    server.deploy(model, DIGESTS["a"], 128, base="base")
     supervisor = server._process._process()
     (gateway,) = supervisor.children()
     (port,) = ServerState.read(tmp_path / "server").ports
 
-    def answer() -> str:
-        return ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+    def answer(name: str) -> str:
+        return ask(QUESTION, server.base_url, server.api_key(), model=name, max_tokens=8)
 
-    before = answer()
+    before = answer("khmer")
+    first, second, large = (
+        save_tiny_adapter(model, tmp_path / f"adapter-{r}-{s}", s, r) for r, s in ((8, 1), (8, 2), (64, 3))
+    )
+    server.load_adapter(first, "numbers", DIGESTS["b"], "base")
+    assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-bbbbbbbbbbbb")
+    adapted = answer("khmer-numbers")
+    assert adapted != before == answer("khmer")
+    with pytest.raises(ModelServerError, match="rank 64 is greater"):
+        server.load_adapter(large, "numbers", DIGESTS["c"], "base")
+    with pytest.raises(ModelServerError, match="trained on the model other"):
+        server.load_adapter(second, "numbers", DIGESTS["c"], "other")
+    with pytest.raises(ModelServerError, match=r"no adapter_model\.safetensors"):
+        server.load_adapter(model, "numbers", DIGESTS["c"], "base")
+    assert answer("khmer-numbers") == adapted, "what was served goes on"
+
     gateway.kill()
-    assert answer() == before, "the question waits for the new gateway"
+    assert answer("khmer") == before, "the question waits for the new gateway"
     Engine(tmp_path / "server", port).process._process().kill()
-    assert answer() == before, "the question waits for the new engine"
+    assert answer("khmer-numbers") == adapted, "the question waits for the new engine, and its adapter"
     supervisor.kill()
     supervisor.wait()
     assert server.keep_serving() is True, "as after a restart of the machine"
     server.resume()
-    assert answer() == before
+    assert answer("khmer-numbers") == adapted
+
+    server.load_adapter(second, "numbers", DIGESTS["c"], "base")
+    assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-cccccccccccc")
+    assert answer("khmer-numbers") not in (before, adapted)
+    server.retire_adapter("numbers")
+    assert server.was_retired(DIGESTS["c"])
+    with pytest.raises(ModelServerError, match="there is no model 'khmer-numbers'"):
+        answer("khmer-numbers")
+    with pytest.raises(ModelServerError, match="no adapter 'numbers'; served are: none"):
+        server.retire_adapter("numbers")
 
 
 def spoil(weights) -> None:

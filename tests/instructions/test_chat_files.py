@@ -1,0 +1,71 @@
+"""A user's chats are read line by line: what is a chat is normalized, what is none is set aside with its reason."""
+
+import json
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from khmer_assets.instructions import chat_files
+from khmer_assets.instructions.chat_files import read_chats
+from khmer_assets.instructions.chats import split_chats
+from khmer_assets.recipe import Normalization, Split
+
+NORMALIZATION = Normalization(zero_width_space="remove", fold_deprecated=True)
+SPLIT = Split(train=1, validation=0, test=0)
+
+
+def line(*contents: str) -> str:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return json.dumps({"messages": messages}, ensure_ascii=False)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(content: bytes) -> pl.DataFrame:
+        (tmp_path / "chats.jsonl").write_bytes(content)
+        return split_chats(read_chats(tmp_path / "chats.jsonl", "numbers", NORMALIZATION), SPLIT).collect()
+
+    return read
+
+
+def test_chats_are_normalized_and_their_language_is_told(read):
+    chats = read("\n".join([line("លេខ​ ៥?", "ប្រាំ"), "", line("Five?", "five")]).encode())
+    khmer = chats.row(by_predicate=pl.col("language") == "khm", named=True)
+    assert khmer["messages"][0]["content"] == "លេខ ៥?", "without the zero width space"
+    assert (khmer["id"], khmer["source"], khmer["category"]) == ("numbers-1", "numbers", "numbers")
+    assert chats.filter(language="eng")["id"].to_list() == ["numbers-3"]
+    assert chats["rule"].null_count() == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "rule", "reason"),
+    [
+        (b"{", "unreadable", "line 1: Invalid JSON"),
+        (b"\xff\xfe", "unreadable", "line 1: "),
+        (b'{"text": "x"}', "unreadable", "line 1: messages Field required"),
+        (b'{"messages": [{"role": "robot", "content": "x"}]}', "unreadable", "line 1: messages.0.role Input should"),
+        (line("Alone?").encode(), "unanswered", "the last message is by user"),
+        (line(" ", "x").encode(), "empty_message", "message 1 by user is empty"),
+        ((line("A", "b") + "\n" + line("a ", "B.")).encode(), "duplicate_chat", "says the same as the chat numbers-1"),
+    ],
+)
+def test_what_is_no_chat_is_set_aside_with_the_reason(read, content, rule, reason):
+    aside = read(content).filter(pl.col("rule").is_not_null()).to_dicts()
+    assert [row["rule"] for row in aside] == [rule]
+    assert aside[0]["reason"].startswith(reason)
+
+
+def test_a_line_without_end_is_set_aside_and_the_next_is_read(read, monkeypatch):
+    monkeypatch.setattr(chat_files, "MAX_LINE_BYTES", 200)
+    chats = read(b"x" * 1000 + b"\n" + line("A", "b").encode() + b"\n" + b"y" * 300)
+    reasons = chats.sort("id")["reason"].to_list()
+    assert reasons == ["line 1: the line has more than 200 bytes", None, "line 3: the line has more than 200 bytes"]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=30).filter(lambda row: row.strip() and b"\n" not in row), max_size=5))
+def test_every_line_is_kept_or_set_aside(read, lines):
+    assert read(b"\n".join(lines)).height == len(lines)
