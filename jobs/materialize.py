@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.loader import LoadingContextForTest
 
 from resources import checks
@@ -41,6 +42,9 @@ def materialize(defs: dg.Definitions, instance: dg.DagsterInstance, name: str) -
     """Materialize one asset in this process. Raises `MaterializationError` where that fails."""
     close_dead_runs(instance)
     result = _execute(defs, instance, dg.AssetKey(name), None)
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    if any(error and error.cls_name == DagsterExecutionInterruptedError.__name__ for error in errors):
+        raise KeyboardInterrupt  # Dagster has made a failed step of it
     if not _was_materialized(result):
         raise MaterializationError(f"{name}: {_reason(result)}")
 

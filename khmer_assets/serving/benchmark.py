@@ -109,7 +109,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     comparison = comparison_text(former, compared)
     (run.output / "benchmark.md").write_text(
         f"# Load on release {spec.release}\n\n{settings.answer_tokens} tokens an answer, {len(prompts)} Khmer prompts, "
-        f"{os.cpu_count()} cores, {report['machine']['gpu'] or 'no GPU'}. Times in ms.\n\n"
+        f"{os.cpu_count()} cores, {report['machine']['gpu'] or 'no GPU'}, {settings_of(report)}. Times in ms.\n\n"
         f"{markdown_table(table_of(report))}\n\n![](throughput.png)\n\n![](latency.png)\n\n"
         f"## Compared with the last benchmark\n\n{comparison}\n"
     )
@@ -239,7 +239,12 @@ def comparison_text(former: dict[str, Any] | None, compared: pl.DataFrame | None
         return "This is the first benchmark."
     if compared is None:
         return f"The last, of release {former['release']}, cannot be compared: its machine or settings were others."
-    return f"The last was of release {former['release']}.\n\n{markdown_table(compared)}"
+    return f"The last was of release {former['release']}, {settings_of(former)}.\n\n{markdown_table(compared)}"
+
+
+def settings_of(report: dict[str, Any]) -> str:
+    """How vLLM was set."""
+    return ", ".join(f"{name} {value}" for name, value in report["engine"].items()) or "vLLM's own settings"
 
 
 def series(report: dict[str, Any], way: str, field: str) -> tuple[list[int], list[float]]:

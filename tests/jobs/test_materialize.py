@@ -1,5 +1,8 @@
 """Only what is missing or stale is materialized, a failure holds back only what needs it, and dead runs are closed."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ class Factory:
         self.executed: list[str] = []
         self.setting = "1"
         self.check_passes = True
+        self.interrupted = False
         self.anthology = False
         for source in SOURCES.get_partition_keys():
             (folder / source).write_text(f"អត្ថបទ {source}")
@@ -62,6 +66,9 @@ class Factory:
         @dg.asset(io_manager_key="frames", code_version="1", tags=ON_DEMAND)
         def speed(model: pl.LazyFrame) -> pl.LazyFrame:
             self.executed.append("speed")
+            if self.interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
             return model
 
         only_poems = dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["poems"]))
@@ -154,6 +161,13 @@ def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory, instance
 
 def test_what_is_asked_for_and_fails_tells_its_reason(factory, instance):
     with pytest.raises(MaterializationError, match=r"speed: .*model has not been materialized yet"):
+        materialize(factory.definitions(), instance, "speed")
+
+
+def test_ctrl_c_ends_what_was_asked_for(factory, instance):
+    factory.run(instance)
+    factory.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
         materialize(factory.definitions(), instance, "speed")
 
 

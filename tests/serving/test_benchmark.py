@@ -91,7 +91,13 @@ def report(release: str, throughput: float, cores: int = 2) -> dict:
         for way in benchmark.WAYS
     ]
     settings = {"users": [1, 4], "requests": 8, "answer_tokens": 8}
-    return {"release": release, "machine": {"cores": cores, "gpu": None}, "settings": settings, "runs": runs}
+    return {
+        "release": release,
+        "engine": {},
+        "machine": {"cores": cores, "gpu": None},
+        "settings": settings,
+        "runs": runs,
+    }
 
 
 def test_a_benchmark_is_compared_with_the_last_one_at_each_number_of_users():
@@ -101,7 +107,7 @@ def test_a_benchmark_is_compared_with_the_last_one_at_each_number_of_users():
         4, "direct", 200.0, 240.0, 20.0
     )  # fmt: skip
     assert compared["TTFT p95 change %"].to_list() == [0.0] * 4
-    assert "The last was of release aaaa" in comparison_text(former, compared)
+    assert "The last was of release aaaa, vLLM's own settings." in comparison_text(former, compared)
 
 
 def test_what_was_measured_on_another_machine_or_for_longer_answers_is_not_compared():
