@@ -10,7 +10,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from khmer_assets.compression.assets import released_model
 from khmer_assets.plots import as_markdown
-from khmer_assets.recipe import Recipe
+from khmer_assets.recipe import Recipe, digest_of
 from khmer_assets.serving import adapter_release as adapter_release_payload
 from khmer_assets.serving import benchmark, tuning
 from khmer_assets.serving import release as release_payload
@@ -40,7 +40,9 @@ def model_server(recipe: Recipe, state: Path) -> ModelServer:
 
 
 def serving_assets(recipe: Recipe) -> list[Any]:
-    """release, served_model, audit_log, and on demand serving_benchmark and serving_tuning."""
+    """release, served_model, audit_log, those of adapters, and on demand serving_benchmark and serving_tuning."""
+    deployed = recipe.serving.model_dump(mode="json", exclude={"benchmark", "tuning"})
+    deployed["adapters"] = bool(recipe.adapters)  # engines are started with room for them
     on_demand: dict[str, Any] = {
         "group_name": "serving",
         "io_manager_key": "folders",
@@ -82,7 +84,7 @@ def serving_assets(recipe: Recipe) -> list[Any]:
         group_name="serving",
         io_manager_key="folders",
         kinds={"vllm"},
-        code_version=recipe.version(1, "serving"),
+        code_version=f"1-{digest_of(deployed)[:12]}",
     )
     def served_model(context: dg.AssetExecutionContext, model_server: ModelServer, release: Path) -> Path:
         """`endpoint.json`: address, model names and digest of what is served. The key is not in it."""

@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 
 CONNECT_SECONDS = 5.0
-IDLE_SECONDS = 30.0  # engines close idle connections too, and later
+IDLE_SECONDS = 30.0  # vLLM closes idle connections later than that, llama.cpp sooner
 MAX_WAITING_BYTES = 65_536  # come from the engine but not yet sent on; then it is not read until they are
 
 

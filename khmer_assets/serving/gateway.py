@@ -274,7 +274,7 @@ class Answer:
             self.status = response.status
             if response.status == 503:
                 raise EngineStarting
-            if response.status >= 500:
+            if response.status >= 500 or response.status == 401:  # its key is ours, not the user's
                 raise EngineFailure(f"it answered with status {response.status}")
             if response.status == 200 and self.body.streams():
                 await self._stream(response, send)

@@ -25,7 +25,10 @@ RELEASE = Release(digest="a" * 16, max_model_length=64)
 
 
 class StandIn:
-    """Answers like an engine. `mood`: well, slow, broken (status 500), refusing (400), dying (ends a stream early)."""
+    """Answers like an engine.
+
+    `mood`: well, slow, broken (status 500), locked (401), refusing (400), dying (ends a stream early).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.mood = "well"
@@ -47,6 +50,8 @@ class StandIn:
         self.asked.append(body)
         if self.mood == "broken":
             return JSONResponse({"error": {"message": "out of memory"}}, 500)
+        if self.mood == "locked":
+            return JSONResponse({"error": "Unauthorized"}, 401)
         if self.mood == "refusing":
             return JSONResponse({"error": {"message": "too many tokens", "type": "BadRequestError"}}, 400)
         common = {"id": "1", "created": 1, "model": body["model"]}

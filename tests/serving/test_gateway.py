@@ -222,9 +222,10 @@ def test_an_answer_that_takes_too_long_is_ended(tmp_path):
         assert post(gateway, chat()).status_code == 504
 
 
-def test_a_request_that_has_got_nothing_is_given_to_another_engine(tmp_path):
+@pytest.mark.parametrize("mood", ["broken", "locked"])
+def test_a_request_that_has_got_nothing_is_given_to_another_engine(tmp_path, mood):
     with front(tmp_path, engines=2, dead=1) as gateway:
-        gateway.engines[0].mood = "broken"
+        gateway.engines[0].mood = mood
         for stream in (False, True):
             assert post(gateway, chat(stream=stream)).status_code == 200
         assert {record["outcome"] for record in gateway.records()} == {"completed"}

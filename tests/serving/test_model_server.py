@@ -192,7 +192,7 @@ def test_adapters_come_and_go_while_the_model_is_served_and_what_is_killed_comes
 
     server.load_adapter(second, "numbers", DIGESTS["c"], "base")
     assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-cccccccccccc")
-    assert answer("khmer-numbers") not in (before, adapted)
+    assert answer("khmer-numbers") != adapted
     server.retire_adapter("numbers")
     assert server.was_retired(DIGESTS["c"])
     with pytest.raises(ModelServerError, match="there is no model 'khmer-numbers'"):
