@@ -77,6 +77,7 @@ class Factory:
         recipe["evaluation"]["max_documents"] = 15
         recipe["release"] |= {"min_answer_accuracy": 0.0, "max_bits_per_character": 8.0}
         recipe["serving"]["port"] = free_port()
+        recipe["serving"]["benchmark"] = {"users": [1, 4], "requests": 8, "answer_tokens": 8}
         self.recipe_file = folder / "recipe.yaml"
         self.recipe_file.write_text(yaml.safe_dump(recipe, allow_unicode=True))
         self.environment = {
@@ -263,6 +264,23 @@ def test_the_asynchronous_openai_client_works_unchanged(factory):
     first, *others = asyncio.run(ask())
     assert first and len(others) == 8
     assert all(others)
+
+
+def test_the_benchmark_tells_what_users_see(factory):
+    result = factory.command("benchmark")
+    assert result.returncode == 0, result.stderr
+    folder = factory.artifact("serving_benchmark")
+    assert (folder / "benchmark.md").read_text() in result.stdout
+    runs = json.loads((folder / "benchmark.json").read_text())["runs"]
+    assert [(run["users"], run["way"]) for run in runs] == [
+        (1, "gateway"), (1, "direct"), (4, "gateway"), (4, "direct")
+    ]  # fmt: skip
+    for run in runs:
+        assert (run["completed"], run["failed"], run["total_output_tokens"]) == (8, 0, 64)
+        assert 0 < run["p50_ttft_ms"] <= run["p99_ttft_ms"] <= run["p99_e2el_ms"]
+    keys = [(factory.home / "server" / name).read_text() for name in ("api_key", "engine_key")]
+    written = result.stdout + result.stderr + (folder / "benchmark.json").read_text()
+    assert not any(key in written for key in keys)
 
 
 def test_a_changed_source_makes_that_source_again_and_what_comes_out_different(factory):

@@ -1,10 +1,8 @@
 """The load benchmark asks Khmer questions that fit, refuses another release than the served one, and compares."""
 
-import json
 import sys
 
 import polars as pl
-import psutil
 import pytest
 
 from khmer_assets.instructions.chats import CHAT, new_chat
@@ -13,12 +11,10 @@ from khmer_assets.serving import benchmark
 from khmer_assets.serving.benchmark import Spec, compare, comparison_text, held_out_prompts, served
 from khmer_assets.serving.load import FIGURES, LoadClient, LoadError, Run
 from khmer_assets.tokenizer.train import train_bpe, wrap
-from resources.engines import ServerState
-from resources.model_server import ModelServer
-from resources.payload import PayloadRun, Refusal
+from resources.payload import Refusal
 from tests.serving.gateways import RELEASE, front
 from tests.serving.test_model_server import free_port
-from tests.tiny_model import KHMER_TEXTS, save_tiny_model
+from tests.tiny_model import KHMER_TEXTS
 
 QUESTIONS = ("តើផ្សារបើកម៉ោងប៉ុន្មាន?", "តើមេឃភ្លៀងទេ?", "តើទន្លេនៅឯណា?")
 
@@ -124,41 +120,3 @@ def test_a_client_that_breaks_tells_the_end_of_its_output(tmp_path):
     without_vllm = LoadClient(sys.executable, {"direct": "key"}, tmp_path / "log")
     with without_vllm as client, pytest.raises(LoadError, match="No module named 'vllm'"):
         client.measure(run)
-
-
-@pytest.mark.slow
-def test_a_served_model_is_measured_and_tuned_settings_are_deployed(spec, tmp_path, monkeypatch):
-    server = ModelServer(home=str(tmp_path / "home"), port=free_port(), engine={"max_num_seqs": 8})
-    model, digest = save_tiny_model(tmp_path / "model"), "a" * 16
-    server.keep_tuned({"max_num_seqs": 64, "max_num_batched_tokens": 128})
-    commands: list[str] = []
-    monkeypatch.setattr(PayloadRun, "log", lambda run, text: commands.extend(running_commands()))
-    try:
-        server.deploy(model, digest, 256)
-        state = ServerState.read(tmp_path / "home" / "server")
-        assert state.release.engine == {"max_num_seqs": 8, "max_num_batched_tokens": 128}, "the recipe goes before"
-        run = PayloadRun(tmp_path)
-        here = spec.model_copy(update={"address": server.address, "release": digest, "tokenizer": model})
-        results = benchmark.main(here, run)
-    finally:
-        server.stop()
-    written = json.loads((run.output / "benchmark.json").read_text())
-    assert [(row["users"], row["way"]) for row in written["runs"]] == [
-        (1, "gateway"), (1, "direct"), (4, "gateway"), (4, "direct")
-    ]  # fmt: skip
-    for row in written["runs"]:
-        assert (row["completed"], row["failed"], row["total_output_tokens"]) == (8, 0, 64)
-        assert 0 < row["p50_ttft_ms"] <= row["p99_ttft_ms"] <= row["p99_e2el_ms"]
-        assert row["mean_tpot_ms"] > 0 < row["mean_itl_ms"]
-    assert results["failed_requests"] == 0
-    assert {file.name for file in run.output.iterdir()} == {
-        "benchmark.json", "benchmark.md", "throughput.png", "latency.png"
-    }  # fmt: skip
-    keys = [(tmp_path / "home" / "server" / name).read_text() for name in ("api_key", "engine_key")]
-    assert any("load.py" in command for command in commands)
-    seen = "".join(commands) + "".join(file.read_text() for file in run.output.glob("*.*[dn]"))
-    assert not any(key in seen for key in keys), "neither key shows in arguments or results"
-
-
-def running_commands() -> list[str]:
-    return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]

@@ -119,7 +119,11 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
     models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
     spoil(models["c"] / "model.safetensors")
 
+    server = server.model_copy(update={"engine": {"max_num_seqs": 8}})
+    server.keep_tuned({"max_num_seqs": 64, "max_num_batched_tokens": 128})
     assert server.deploy(models["a"], DIGESTS["a"], 128) > 0
+    engine = ServerState.read(tmp_path / "server").release.engine
+    assert engine == {"max_num_seqs": 8, "max_num_batched_tokens": 128}, "what the recipe sets goes before"
     assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
     assert server.deploy(models["a"], DIGESTS["a"], 128) == 0, "the same version is not started again"
     with pytest.raises(ModelServerError, match="API key"):
