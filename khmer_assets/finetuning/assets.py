@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from khmer_assets.finetuning import merge, sft
-from khmer_assets.recipe import Recipe, digest_of
+from khmer_assets.recipe import Finetuning, Recipe, digest_of
 from resources.compute import Compute
 from resources.tracking import tracked_run
 
@@ -32,21 +32,8 @@ def finetuning_assets(recipe: Recipe) -> list[Any]:
         chat_dataset: Path,
     ) -> dg.Output[Path]:
         """A peft folder: a LoRA adapter trained on the answers of the chats; `training.json` holds the loss curve."""
-        with tracked_run(mlflow, context) as env:
-            return compute.run(
-                context,
-                "khmer_assets.finetuning.sft",
-                sft.Spec(
-                    base=base_checkpoint,
-                    chats=chat_dataset,
-                    new_to_chats=True,
-                    settings=recipe.finetuning,
-                    precision=recipe.pretraining.precision,
-                    context_length=recipe.pretraining.context_length,
-                    seed=recipe.seed,
-                ),
-                env,
-            )
+        settings = recipe.finetuning
+        return train(context, compute, mlflow, recipe, base_checkpoint, chat_dataset, settings, new_to_chats=True)
 
     @dg.asset(group_name="finetuning", io_manager_key="folders", kinds={"huggingface"}, pool="gpu", code_version="1")
     def merged_model(
@@ -92,20 +79,31 @@ def domain_adapter_assets(recipe: Recipe) -> list[Any]:
         adapter_chats: Path,
     ) -> dg.Output[Path]:
         """A peft folder: a LoRA adapter of merged_model for one domain; `training.json` holds the loss curve."""
-        with tracked_run(mlflow, context) as env:
-            return compute.run(
-                context,
-                "khmer_assets.finetuning.sft",
-                sft.Spec(
-                    base=merged_model,
-                    chats=adapter_chats,
-                    new_to_chats=False,
-                    settings=recipe.adapter(context.partition_key).finetuning,
-                    precision=recipe.pretraining.precision,
-                    context_length=recipe.pretraining.context_length,
-                    seed=recipe.seed,
-                ),
-                env,
-            )
+        settings = recipe.adapter(context.partition_key).finetuning
+        return train(context, compute, mlflow, recipe, merged_model, adapter_chats, settings, new_to_chats=False)
 
     return [domain_adapter]
+
+
+def train(
+    context: dg.AssetExecutionContext,
+    compute: Compute,
+    mlflow: Any,
+    recipe: Recipe,
+    base: Path,
+    chats: Path,
+    settings: Finetuning,
+    new_to_chats: bool,
+) -> dg.Output[Path]:
+    """Train a LoRA adapter of `base` on `chats`, tracked in MLflow."""
+    spec = sft.Spec(
+        base=base,
+        chats=chats,
+        new_to_chats=new_to_chats,
+        settings=settings,
+        precision=recipe.pretraining.precision,
+        context_length=recipe.pretraining.context_length,
+        seed=recipe.seed,
+    )
+    with tracked_run(mlflow, context) as env:
+        return compute.run(context, sft.__name__, spec, env)
