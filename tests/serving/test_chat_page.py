@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resources.engines import Adapter, ServerState
 from tests.serving.gateways import RELEASE, WORDS, front
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,20 @@ def test_a_conversation(gateway, page):
     with page.expect_download() as download:
         page.click("#export")
     assert len(json.loads(Path(download.value.path()).read_text())["turns"]) == 4
+
+
+def test_an_adapter_is_chosen_and_the_answer_tells_its_digest(gateway, page):
+    state = ServerState.read(gateway.folder)
+    release = RELEASE.model_copy(update={"base": "b" * 16, "engine": {"enable_lora": True}})
+    adapter = Adapter(name="numbers", digest="c" * 16, base="b" * 16)
+    state.model_copy(update={"release": release, "adapters": (adapter,)}).write(gateway.folder)
+    page.reload()
+    page.wait_for_selector("#model option[value=khmer-numbers]", state="attached")
+    page.select_option("#model", "khmer-numbers")
+    ask(page, "៥៤៣ ជាអក្សរ?")
+    page.wait_for_function("turns.length == 2 && !running")
+    told = page.locator(".turn.assistant .from").inner_text()
+    assert told == f"khmer-numbers · {RELEASE.digest[:12]} · + {adapter.digest[:12]}"
 
 
 def test_an_answer_is_stopped_repeated_and_what_failed_is_told(gateway, page):
