@@ -3,6 +3,8 @@
 import json
 import re
 import subprocess
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from khmer_assets.serving.client import ask
 from khmer_assets.serving.requests import BODIES, Refused
 from resources.engines import Engine, ServerState, engine_key
 from resources.model_server import ModelServer, ModelServerError
-from tests.serving.test_model_server import free_port, spoil
+from tests.serving.test_model_server import free_port, questions_until, spoil
 from tests.tiny_model import KHMER_TEXTS, save_tiny_model
 
 CHAT: list[Any] = [{"role": "user", "content": "តើត្រីនៅផ្សារថ្លៃទេ?"}]
@@ -43,9 +45,14 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def released(model) -> Path:
+    return gguf_of(model)
+
+
+@pytest.fixture(scope="module")
+def server(released, tmp_path_factory):
     server = ModelServer(home=str(tmp_path_factory.mktemp("home")), port=free_port())
-    server.deploy(gguf_of(model), "a" * 16, CONTEXT)
+    server.deploy(released, "a" * 16, CONTEXT)
     yield server
     server.stop()
 
@@ -177,6 +184,31 @@ def test_broken_files_and_weights_are_turned_away_and_a_better_release_can_be_ta
     assert server.status().models == ("khmer", "khmer-dddddddddddd")
     assert server.rollback() == "a" * 16
     assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
+
+
+def test_a_replica_dies_and_a_release_comes_after_the_old_one_and_questions_wait(released, tmp_path):
+    server = ModelServer(home=str(tmp_path), port=free_port(), replicas=2, replace="after")
+    stop, answers = threading.Event(), []
+    asking = threading.Thread(target=questions_until, args=(stop, server, answers))
+    try:
+        server.deploy(released, "a" * 16, CONTEXT)
+        first, second = ServerState.read(tmp_path / "server").ports
+        asking.start()
+        process = Engine(tmp_path / "server", first).process._process()
+        assert process is not None
+        process.kill()
+        server.deploy(released, "b" * 16, CONTEXT)
+        ports = ServerState.read(tmp_path / "server").ports
+        assert len(ports) == 2
+        assert not {first, second} & set(ports)
+        count = len(answers)
+        while len(answers) < count + 5:
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        asking.join()
+        server.stop()
+    assert not [answer for answer in answers if answer.startswith("failed")]
 
 
 @pytest.mark.parametrize(
