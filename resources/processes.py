@@ -87,6 +87,9 @@ class BackgroundProcess:
 
 def _session(leader: int, started: float) -> list[psutil.Process]:
     """The living processes of the session that `leader` opened at `started` (seconds since the epoch)."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if psutil.Process(leader).create_time() != started:
+            return []  # the number is another program's now, which it is only when nobody of that session is left
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):

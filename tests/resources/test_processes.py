@@ -1,5 +1,6 @@
 """Background processes: found again by other commands, stopped with all that they started."""
 
+import json
 import socket
 import sys
 import time
@@ -41,6 +42,17 @@ def test_what_a_killed_process_left_behind_is_ended_too(tmp_path):
     assert not background.is_running()
     assert background.stop()
     assert not child.is_running()
+
+
+def test_another_program_that_got_the_number_of_a_dead_one_is_left_alone(tmp_path):
+    background, process, child = started(tmp_path)
+    identity = tmp_path / "sleeper.json"
+    true = identity.read_text()
+    identity.write_text(json.dumps({"pid": process.pid, "started": process.create_time() - 60}))
+    assert not background.stop()
+    assert process.is_running() and child.is_running()
+    identity.write_text(true)
+    assert background.stop()
 
 
 def test_starting_twice_starts_once(tmp_path):
