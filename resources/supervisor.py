@@ -8,6 +8,7 @@ should run is read from `server.json`.
 """
 
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -125,6 +126,8 @@ class Supervisor:
 
 def main() -> None:
     """Open the socket and look after everything."""
+    # in a background job Dagster leaves SIGTERM as ignored as SIGINT is, and whoever it starts inherits that
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     home, port, module = sys.argv[1:]
     listener = socket.create_server(("127.0.0.1", int(port)), backlog=2048)
     listener.set_inheritable(True)

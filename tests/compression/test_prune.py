@@ -21,6 +21,7 @@ def test_two_of_four_weights_are_zero_and_the_same_model_comes_out_again(calibra
         "zeros_max": 0.5,
         "groups_broken": 0,
         "sparsity_config": False,
+        "merged_model": spec.model.name,
     }
     weight = load_model(run.output).model.layers[1].mlp.down_proj.weight
     assert ((weight.reshape(-1, 4) == 0).sum(1) == 2).all()

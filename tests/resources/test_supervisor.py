@@ -33,6 +33,7 @@ def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "resources.supervisor", str(tmp_path), str(port), "khmer_assets.serving.gateway"]
+    command = ["bash", "-c", 'trap "" TERM; exec "$@"', "bash", *command]  # a parent may leave SIGTERM ignored
     supervisor = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, VLLM_PYTHON_VARIABLE: "/nowhere"})
     client = httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", trust_env=False, verify=False, timeout=30)
     try:
