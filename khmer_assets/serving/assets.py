@@ -18,6 +18,7 @@ from khmer_assets.serving.audit_log import figures, read_records
 from khmer_assets.serving.client import ask
 from resources import checks
 from resources.compute import Compute
+from resources.engines import Release
 from resources.instance import ON_DEMAND
 from resources.model_server import MODEL_NAME, ModelServer, ModelServerError, Say
 from resources.storage import MissingArtifact
@@ -109,7 +110,8 @@ def serving_assets(recipe: Recipe) -> list[Any]:
                 "seconds_to_healthy": round(seconds, 1),
             }
         )
-        return _endpoint(model_server, release.name, model_server.status().models)
+        names = Release(digest=release.name, max_model_length=recipe.serving.max_model_length).names
+        return _endpoint(model_server, release.name, names)  # without the adapters, which come and go
 
     @dg.asset(group_name="serving", io_manager_key="frames", kinds={"parquet"}, code_version="1")
     def audit_log(context: dg.AssetExecutionContext, model_server: ModelServer) -> pl.LazyFrame:
