@@ -225,7 +225,8 @@ def adapter_serving_assets(recipe: Recipe) -> list[Any]:
             ),
         )
 
-    @dg.asset(**common, kinds={"vllm"}, deps=["served_model"], code_version="1")
+    # The sensor makes it; `make run` only loads the adapter, for both at once would each find the other's inputs newer.
+    @dg.asset(**common, kinds={"vllm"}, deps=["served_model"], code_version="1", tags=ON_DEMAND)
     def served_adapter(context: dg.AssetExecutionContext, model_server: ModelServer, adapter_release: Path) -> Path:
         """`endpoint.json`: address and names under which the served model answers with this adapter."""
         name = context.partition_key
