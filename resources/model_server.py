@@ -34,7 +34,7 @@ from resources.engines import (
     state_lock,
 )
 from resources.home import PROJECT
-from resources.processes import BackgroundProcess, PortInUse, require_free_port
+from resources.processes import BackgroundProcess, PortInUse, require_free_port, stop_all
 
 __all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "Say", "ServerStatus", "link_file", "link_files"]
 
@@ -221,8 +221,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
         with self._locked(print):
             if self._state.release is not None:
                 self._state.model_copy(update={"stopped": True}).write(self._folder)
-            gateway, engines = self._stop("gateway*", keep=()), self._stop("engine-*", keep=())
-            self._stop("tuning/engine-*", keep=())  # of a search that was killed
+            gateway, engines = stop_all(self._folder, "gateway*"), stop_all(self._folder, "engine-*")
+            stop_all(self._folder / "tuning", "engine-*")  # of a search that was killed
             return gateway or engines
 
     @property
@@ -257,7 +257,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
             return self._resume(former, say)
         require_engine(model)
         self._require_port()
-        self._stop("engine-*", keep=tuple(f"engine-{port}" for port in former.ports))  # of an interrupted deployment
+        serving = tuple(f"engine-{port}" for port in former.ports)
+        stop_all(self._folder, "engine-*", keep=serving)  # what an interrupted deployment has left
         self._keep(model, wanted.digest)
         if self.replace == "after" and former.ports:
             say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
@@ -331,7 +332,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             self._process.start(command, cwd=PROJECT)
 
     def _require_port(self) -> None:
-        self._stop("gateway*", keep=(self._process.name,))  # on the port that the recipe named before
+        stop_all(self._folder, "gateway*", keep=(self._process.name,))  # on the port that the recipe named before
         if self._process.is_running():
             return
         self._process.stop()  # a gateway whose supervisor was killed
@@ -386,10 +387,6 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 if engine.process.log.exists():
                     kept.write(engine.process.log.read_bytes())
         return failed
-
-    def _stop(self, pattern: str, keep: tuple[str, ...]) -> bool:
-        files = [file for file in self._folder.glob(f"{pattern}.json") if file.stem not in keep]
-        return any([BackgroundProcess(file.parent, file.stem).stop() for file in files])
 
     def _free_ports(self, taken: tuple[int, ...]) -> list[int]:
         """Ports of new engines, beside the gateway's own."""

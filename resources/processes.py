@@ -85,6 +85,12 @@ class BackgroundProcess:
             return None
 
 
+def stop_all(folder: Path, pattern: str, keep: tuple[str, ...] = ()) -> bool:
+    """Stop the processes of `folder` whose names match `pattern` and are not in `keep`; True if one ran."""
+    names = [file.stem for file in folder.glob(f"{pattern}.json") if file.stem not in keep]
+    return any([BackgroundProcess(folder, name).stop() for name in names])
+
+
 def _session(leader: int, started: float) -> list[psutil.Process]:
     """The living processes of the session that `leader` opened at `started` (seconds since the epoch)."""
     with contextlib.suppress(psutil.NoSuchProcess):

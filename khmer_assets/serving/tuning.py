@@ -29,7 +29,7 @@ from khmer_assets.serving.load import FIGURES, LoadClient, Run
 from resources.engines import MODEL_NAME, Engine, ModelServerError, Release, engine_key, kept_model
 from resources.model_server import link_files
 from resources.payload import PayloadRun, Refusal
-from resources.processes import BackgroundProcess
+from resources.processes import stop_all
 from resources.storage import markdown_table
 
 if TYPE_CHECKING:
@@ -347,8 +347,7 @@ def picture(trials: list[Trial], winner: Trial | None, max_ttft_ms: float) -> An
 
 def stop_engines(folder: Path) -> None:
     """End engines that a killed search has left behind, and forget their models."""
-    for identity in folder.glob("engine-*.json"):
-        BackgroundProcess(folder, identity.stem).stop()
+    stop_all(folder, "engine-*")
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
