@@ -11,10 +11,10 @@ TORCH_VERSION := 2.13.0
 .NOTPARALLEL:
 
 run: install
-	@$(VENV)/bin/python -m khmer_assets run
+	@$(VENV)/bin/khmer run
 
 stop:
-	@$(VENV)/bin/python -m khmer_assets stop
+	@$(VENV)/bin/khmer stop
 
 test: install
 	$(VENV)/bin/ruff check .

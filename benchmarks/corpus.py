@@ -19,16 +19,18 @@ from typing import Any
 
 import polars as pl
 
-from khmer_assets.corpus.documents import DOCUMENT, kept
-from khmer_assets.corpus.duplicates import all_documents, find_duplicates, remove_duplicates, sign_batch
+from khmer_assets.corpus.deduplication import all_documents, find_duplicates, remove_duplicates, sign_batch
 from khmer_assets.corpus.filters import filter_batch
 from khmer_assets.corpus.normalized import normalize_batch
-from khmer_assets.corpus.sources import batches as read_batches
-from khmer_assets.corpus.sources import files
-from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, Source
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.documents import DOCUMENT, kept
+from khmer_assets.sources.kinds import files
+from khmer_assets.sources.reading import batches as read_batches
 from resources.batches import Batches
-from resources.home import PROJECT
-from resources.storage import DATA, REMOVED, ROW_GROUP, markdown_table
+from resources.storage import DATA, REMOVED, ROW_GROUP
 
 SOURCES: dict[str, dict[str, Any]] = {
     "office_help": {"path": "office_help.jsonl", "text": ["km", "en"], "id": "id"},

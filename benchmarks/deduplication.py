@@ -24,12 +24,13 @@ from typing import Any
 import polars as pl
 import xxhash
 
-from khmer_assets.corpus.duplicates import find_duplicates, sign_batch
+from khmer_assets.corpus.deduplication import find_duplicates, sign_batch
 from khmer_assets.corpus.minhash import bands_and_rows
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from resources.batches import Batches
-from resources.home import PROJECT
-from resources.storage import ROW_GROUP, markdown_table
+from resources.storage import ROW_GROUP
 
 SETTINGS = Recipe.load(SAMPLE_RECIPE).deduplication.model_copy(update={"embedder": None})
 REPETITIONS = 3

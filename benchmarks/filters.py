@@ -22,14 +22,15 @@ from typing import Any
 
 import polars as pl
 
-from khmer_assets.corpus.documents import DOCUMENT, content_hash
-from khmer_assets.corpus.filters import filter_batch
+from khmer_assets.corpus.filters import Filters, filter_batch
+from khmer_assets.corpus.page_rules import KhmerPages
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.khmer.script import script_shares
 from khmer_assets.khmer.words import words
-from khmer_assets.recipe import SAMPLE_RECIPE, Filters, KhmerPages, Recipe
-from resources.home import PROJECT
-from resources.storage import markdown_table
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.sources.documents import DOCUMENT, content_hash
 
 DEFAULT_TEXT = ["office_help.jsonl:km", "wikipedia_lines.jsonl:text", "constitution.md"]
 PAGE_CHARACTERS = 1_500  # lines of a file of lines are put together to pages of about this size

@@ -19,11 +19,12 @@ import aiohttp
 import polars as pl
 import psutil
 
+from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
-from khmer_assets.serving.assets import model_server
-from resources.engines import ServerState, engine_key
+from khmer_assets.release.deployment import model_server
+from khmer_assets.server.keys import engine_key
+from khmer_assets.server.state import ServerState
 from resources.model_server import ModelServer
-from resources.storage import markdown_table
 
 ANSWER_TOKENS = 64
 TTFT_USERS = 8
@@ -53,8 +54,9 @@ def random_model(folder: Path, recipe: Recipe, seed: int = 0) -> Path:
     """Save a model of the recipe's size with random weights."""
     import torch
 
-    from khmer_assets.pretraining.model import new_model
-    from khmer_assets.tokenizer.train import train_bpe, wrap
+    from khmer_assets.pretraining.decoder import new_model
+    from khmer_assets.tokenizer.bpe import train_bpe
+    from khmer_assets.tokenizer.chat_template import wrap
 
     texts = [file.read_text() for file in sorted(SAMPLE_TEXTS.glob("*.*l"))]
     tokenizer = wrap(train_bpe((line for text in texts for line in text.splitlines()), 2048))
@@ -121,7 +123,7 @@ def gateway_process(server: ModelServer) -> psutil.Process:
 
 def started_server(home: Path, recipe: Recipe, port: int, **settings: object) -> ModelServer:
     """A served random model."""
-    server = model_server(recipe, home).model_copy(update={"port": port, **settings})
+    server = model_server(recipe.serving, recipe.adapter_ranks, home).model_copy(update={"port": port, **settings})
     server.deploy(random_model(home / "model", recipe), "a" * 16, recipe.serving.max_model_length)
     return server
 

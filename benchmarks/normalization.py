@@ -19,11 +19,10 @@ from pathlib import Path
 import pheasa
 import polars as pl
 
-from khmer_assets.khmer.normalization import normalize
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.khmer.script import script_shares
-from khmer_assets.recipe import Normalization
-from resources.home import PROJECT
-from resources.storage import markdown_table
 
 DEFAULT_TEXT = ["office_help.jsonl:km", "wikipedia_lines.jsonl:text"]
 SETTINGS = Normalization(zero_width_space="remove", fold_deprecated=True)

@@ -21,16 +21,18 @@ import numpy as np
 import polars as pl
 import torch
 
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.khmer.script import script_shares
-from khmer_assets.pretraining import model as models
-from khmer_assets.pretraining import perplexity
-from khmer_assets.pretraining.loop import Optimizer, Schedule, Stepper, training_step
+from khmer_assets.pretraining.decoder import new_model
 from khmer_assets.pretraining.packing import PackedSequences
-from khmer_assets.recipe import SAMPLE_RECIPE, Pretraining, Recipe
-from khmer_assets.tokenizer.train import END_OF_TEXT, GPT2_PATTERN, KHMER_PATTERN, train_bpe, wrap
-from resources.home import PROJECT
-from resources.storage import markdown_table
+from khmer_assets.pretraining.train import Pretraining
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, train_bpe
+from khmer_assets.tokenizer.chat_template import END_OF_TEXT, wrap
+from khmer_assets.training.held_out import held_out_quality, model_scorer
+from khmer_assets.training.loop import Optimizer, Schedule, Stepper, training_step
 
 DEFAULT_TEXT = ["office_help.jsonl:km", "wikipedia_lines.jsonl:text"]
 HELD_OUT = 0.04
@@ -97,7 +99,7 @@ def measure(contender: Contender, train: list[str], held_out: list[str], seconds
     stream = np.concatenate([np.asarray([*tokenizer(text)["input_ids"], end], dtype=np.uint32) for text in train])
     settings = contender.settings
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed)
-    model = models.new_model(settings, tokenizer, seed)
+    model = new_model(settings, tokenizer, seed)
     optimizer = contender.optimizer(model)
     step, started = 0, time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:
@@ -107,8 +109,8 @@ def measure(contender: Contender, train: list[str], held_out: list[str], seconds
         step += 1
     elapsed = time.monotonic() - started
     model.eval()
-    score = perplexity.model_scorer(model)
-    quality = perplexity.held_out_quality(score, tokenizer, end, held_out, settings.context_length)
+    score = model_scorer(model)
+    quality = held_out_quality(score, tokenizer, end, held_out, settings.context_length)
     return {
         "bits_per_character": quality["bits_per_character"],
         "tokens_per_character": quality["tokens_per_character"],

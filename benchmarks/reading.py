@@ -25,11 +25,12 @@ from xml.sax.saxutils import escape
 
 import polars as pl
 
-from khmer_assets.corpus.sources import common_crawl, warc, wikipedia
-from khmer_assets.corpus.sources.collection import Collection
-from khmer_assets.recipe import Source
-from resources.home import PROJECT
-from resources.storage import markdown_table
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.sources import warc
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.collection import Collection
+from khmer_assets.sources.kinds import common_crawl, wikipedia
 
 DEFAULT_TEXT = ["office_help.jsonl:km", "wikipedia_lines.jsonl:text"]
 DEFAULT_OTHER = "office_help.jsonl:en"

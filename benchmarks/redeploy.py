@@ -22,8 +22,9 @@ import psutil
 
 from benchmarks.gateway import Load, gateway_process, load_with, random_model, started_server
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
-from resources.engines import Engine, ServerState
-from resources.model_server import ModelServer, ModelServerError
+from khmer_assets.server.engines import Engine
+from khmer_assets.server.state import ModelServerError, ServerState
+from resources.model_server import ModelServer
 
 
 def during(server: ModelServer, users: int, least: float, act: Callable[[], None]) -> Load:

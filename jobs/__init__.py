@@ -1,1 +1,1 @@
-"""Jobs, schedules, and the one way to bring everything up to date."""
+"""Jobs and schedules."""

@@ -12,23 +12,72 @@ import dagster as dg
 
 from jobs.schedules import all_schedules
 from jobs.stages import adapter_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
-from jobs.terminal import terminal_logger
+from khmer_assets.adapters.assets import adapter_assets
 from khmer_assets.compression.assets import compression_assets
+from khmer_assets.compression.variants import TRANSFORMERS_VARIANTS
 from khmer_assets.corpus.assets import corpus_assets
 from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.finetuning.assets import finetuning_assets
+from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
+from khmer_assets.load.assets import load_assets
 from khmer_assets.pretraining.assets import pretraining_assets
 from khmer_assets.recipe import Recipe
-from khmer_assets.serving.assets import model_server, serving_assets
+from khmer_assets.release.assets import release_assets
+from khmer_assets.release.deployment import model_server
 from khmer_assets.tokenizer.assets import tokenizer_assets
 from resources.batches import RAY_VARIABLE, Batches
 from resources.compute import Compute
-from resources.home import home
+from resources.console_logger import terminal_logger
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
 from resources.vector_index import VectorIndex
 from sensors.redeploy import keep_serving_sensor, redeploy_sensor
+
+
+def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
+    """Each stage's assets and checks, made of the parts of the recipe that the stage reads."""
+    context_length, precision = recipe.pretraining.context_length, recipe.pretraining.precision
+    return {
+        "corpus": corpus_assets(
+            recipe.catalogue,
+            recipe.sources,
+            recipe.normalization,
+            recipe.filters,
+            recipe.decontamination,
+            recipe.deduplication,
+            recipe.mixture,
+            recipe.seed,
+        ),
+        "tokenizer": tokenizer_assets(recipe.tokenizer),
+        "pretraining": pretraining_assets(recipe.pretraining, recipe.evaluation.max_documents, recipe.seed),
+        "instructions": instruction_assets(recipe.instructions, recipe.seed),
+        "finetuning": finetuning_assets(recipe.finetuning, precision, context_length, recipe.seed),
+        "compression": compression_assets(recipe.compression, recipe.seed),
+        "evaluation": evaluation_assets(
+            recipe.name, recipe.evaluation, TRANSFORMERS_VARIANTS, recipe.compression.gguf, context_length
+        ),
+        "release": release_assets(
+            recipe.model_dump(mode="json", exclude={"catalogue"}),
+            [source.model_dump(mode="json") for source in recipe.sources.values()],
+            recipe.release,
+            recipe.serving,
+            bool(recipe.adapters),
+            recipe.evaluation.max_new_tokens,
+        ),
+        "adapters": adapter_assets(
+            recipe.adapters,
+            recipe.normalization,
+            recipe.instructions,
+            recipe.evaluation,
+            precision,
+            context_length,
+            recipe.seed,
+        ),
+        "load": load_assets(
+            recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, recipe.seed
+        ),
+    }
 
 
 def build_definitions(
@@ -36,17 +85,7 @@ def build_definitions(
 ) -> dg.Definitions:
     """The graph of one recipe, keeping its state in the folder `state`; `overrides` replaces resources by key."""
     state = state or home()
-    stages = [
-        corpus_assets(recipe),
-        tokenizer_assets(recipe),
-        pretraining_assets(recipe),
-        instruction_assets(recipe),
-        finetuning_assets(recipe),
-        compression_assets(recipe),
-        evaluation_assets(recipe),
-        serving_assets(recipe),
-    ]
-    parts = [part for stage in stages for part in stage]
+    parts = [part for stage in assets_by_stage(recipe).values() for part in stage]
     checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
     deploy = deploy_job()
     jobs: list[Any] = [*stage_jobs(), deploy]
@@ -72,7 +111,7 @@ def build_definitions(
                 }
             ),
             "vector_index": VectorIndex(path=str(state / "lancedb")),
-            "model_server": model_server(recipe, state),
+            "model_server": model_server(recipe.serving, recipe.adapter_ranks, state),
             **(overrides or {}),
         },
         jobs=jobs,

@@ -8,18 +8,18 @@ it is new. The results are the same wherever the batches are computed.
 import hashlib
 import io
 import logging
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
+
+from khmer_assets.foundation.workers import Pending, cores, in_order
 
 RAY_VARIABLE = "KHMER_RAY_ADDRESS"
 
@@ -28,16 +28,9 @@ MAX_ROWS = 4 * ROWS
 ROWS_READ = 8 * ROWS  # at once, where they follow one another
 # Starting the workers takes a second or two: so much text is done in that time without them.
 INLINE_BATCHES = 3
-WAITING = 4  # batches a worker that are read ahead, which bounds the memory
 
 BatchFunction = Callable[[pl.DataFrame], pl.DataFrame]
-
-
-class _Future(Protocol):
-    def result(self) -> bytes: ...
-
-
-_Submit = Callable[[Callable[[BatchFunction, pl.DataFrame], bytes], BatchFunction, pl.DataFrame], _Future]
+_Submit = Callable[[Callable[[BatchFunction, pl.DataFrame], bytes], BatchFunction, pl.DataFrame], Pending[bytes]]
 
 
 class Batches(dg.ConfigurableResource):
@@ -66,13 +59,9 @@ class Batches(dg.ConfigurableResource):
         missing = {key: (start, rows) for key, start, rows in cuts if not (place / f"{key}.arrow").exists()}
         files, runs = [place / f"{key}.arrow" for key in missing], list(missing.values())
         with self._executor(workers, len(missing)) as submit:
-            underway: deque[tuple[Path, _Future]] = deque()
-            for file, rows in zip(files, _read(frame, runs), strict=True):
-                underway.append((file, submit(_apply, function, rows)))
-                if len(underway) >= WAITING * cores():
-                    _store(*underway.popleft())
-            while underway:
-                _store(*underway.popleft())
+            results = in_order(lambda rows: submit(_apply, function, rows), _read(frame, runs))
+            for file, result in zip(files, results, strict=True):
+                _store(file, result)
         used = {f"{key}.arrow" for key, _, _ in cuts}
         for file in place.iterdir():
             if file.name not in used:
@@ -126,11 +115,6 @@ def _ray(address: str) -> Iterator[_Submit]:
         ray.shutdown()
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _cut(frame: pl.LazyFrame, version: str) -> list[tuple[str, int, int]]:
     """Where the batches begin and how many rows they have, each with a digest of its rows and the version.
 
@@ -168,7 +152,7 @@ def _apply(function: BatchFunction, rows: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _store(file: Path, underway: _Future) -> None:
+def _store(file: Path, result: bytes) -> None:
     aside = file.with_suffix(".writing")
-    aside.write_bytes(underway.result())
+    aside.write_bytes(result)
     aside.rename(file)

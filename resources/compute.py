@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from resources.home import PROJECT
+from khmer_assets.foundation.home import PROJECT
 
 
 class Compute(dg.ConfigurableResource):

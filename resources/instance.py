@@ -1,15 +1,24 @@
 """Dagster's instance: its home lies under the state folder, so that every command, the UI and the daemon share it."""
 
 import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import yaml
 
-ON_DEMAND = {
-    "khmer/on_demand": "true"
-}  # tag of assets that are made when somebody asks for them, not when they are stale
-SETTINGS = Path(__file__).parent / "dagster.yaml"
+# tag of assets that are made when somebody asks for them, not when they are stale
+ON_DEMAND = {"khmer/on_demand": "true"}
+
+GPU_POOL = "gpu"  # the pool of the assets that need the accelerator
+ASSETS_A_POOL = 1  # at a time
+RUNS = 4  # at a time
+SETTINGS: dict[str, Any] = {
+    "telemetry": {"enabled": False},
+    "nux": {"enabled": False},  # no newsletter dialog before the first look at the graph
+    "concurrency": {"pools": {"default_limit": ASSETS_A_POOL}, "runs": {"max_concurrent_runs": RUNS}},
+    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
+}
 
 
 def dagster_home(home: Path) -> Path:
@@ -17,7 +26,7 @@ def dagster_home(home: Path) -> Path:
     folder = home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "dagster.yaml.aside"
-    shutil.copyfile(SETTINGS, aside)
+    aside.write_text(yaml.safe_dump(SETTINGS))
     os.replace(aside, folder / "dagster.yaml")
     return folder
 

@@ -1,13 +1,12 @@
 """The model server as Dagster sees it: a new release is served beside the old one and takes over, or is turned away.
 
-What belongs here: the order of a deployment and of a rollback. What does not: the processes (`engines.py`,
-`supervisor.py`), which model deserves to be served (`khmer_assets/serving/`).
+What belongs here: the order of a deployment and of a rollback. What does not: the processes (`khmer_assets/server/`),
+which model deserves to be served (`khmer_assets/release/`).
 """
 
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,25 +19,24 @@ import dagster as dg
 import httpx
 from pydantic import Field
 
-from resources.engines import (
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.processes import BackgroundProcess, PortInUse, free_ports, require_free_port, stop_all
+from khmer_assets.server import supervisor
+from khmer_assets.server.engines import Engine, require_engine
+from khmer_assets.server.kept_models import forget_models, keep_model, kept_model
+from khmer_assets.server.keys import secret
+from khmer_assets.server.state import (
     MODEL_NAME,
-    Adapter,
-    Engine,
+    AdapterVersion,
     ModelServerError,
-    Release,
+    ModelVersion,
     Say,
     ServerState,
-    kept_model,
-    require_engine,
-    secret,
     state_lock,
 )
-from resources.home import PROJECT
-from resources.processes import BackgroundProcess, PortInUse, require_free_port, stop_all
 
-__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "Say", "ServerStatus", "link_file", "link_files"]
+__all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus"]
 
-GATEWAY_MODULE = "khmer_assets.serving.gateway"
 GATEWAY_SECONDS = 60
 PASSING_SECONDS = 1.0  # in which a request that the gateway has just passed on reaches its engine
 
@@ -56,7 +54,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
-    `engine`: the engine's own settings by name. `gateway`: the gateway's settings (`khmer_assets/recipe.py`).
+    `engine`: the engine's own settings by name. `gateway`: `khmer_assets/server/gateway_settings.py`.
     """
 
     home: str
@@ -106,7 +104,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         """
         with self._locked(say):
             engine = {**self._tuned(model), **self.engine}
-            release = Release(digest=digest, max_model_length=max_model_length, engine=engine, base=base)
+            release = ModelVersion(digest=digest, max_model_length=max_model_length, engine=engine, base=base)
             return self._serve(release, model, say)
 
     def keep_tuned(self, engine: dict[str, Any]) -> None:
@@ -140,7 +138,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         Engines go on meanwhile. The version before it is retired. When the new one fails, everything stays as it was
         and `ModelServerError` tells why. `base` is the digest of the model that it was trained on.
         """
-        adapter = Adapter(name=name, digest=digest, base=base)
+        adapter = AdapterVersion(name=name, digest=digest, base=base)
         with self._locked(say):
             state = self._state
             if state.release is None or state.stopped:
@@ -157,8 +155,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 )
             if not (folder / "adapter_model.safetensors").is_file():
                 raise ModelServerError(f"{folder}: expected a peft folder, found no adapter_model.safetensors in it")
-            self._forget_models(state)
-            self._keep(folder, digest)
+            forget_models(self._folder, state)
+            keep_model(self._folder, folder, digest)
             engines = [Engine(self._folder, port) for port in state.ports]
             started = time.monotonic()
             try:
@@ -194,7 +192,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             state.model_copy(update={"adapters": others, "retired": retired}).write(self._folder)
             self._unload(gone)
 
-    def adapters(self) -> tuple[Adapter, ...]:
+    def adapters(self) -> tuple[AdapterVersion, ...]:
         """The adapters that are served with the present release."""
         state = self._state
         return state.adapters_of(state.release) if state.release is not None else ()
@@ -249,7 +247,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _serve(self, wanted: Release, model: Path, say: Say, rolled_back: str | None = None) -> float:
+    def _serve(self, wanted: ModelVersion, model: Path, say: Say, rolled_back: str | None = None) -> float:
         started = time.monotonic()
         former = self._state.model_copy(update={"gateway": self.gateway, "stopped": False})
         if former.release == wanted and len(former.ports) == self.replicas:
@@ -259,12 +257,12 @@ class ModelServer(dg.ConfigurableResource[Any]):
         self._require_port()
         serving = tuple(f"engine-{port}" for port in former.ports)
         stop_all(self._folder, "engine-*", keep=serving)  # what an interrupted deployment has left
-        self._keep(model, wanted.digest)
+        keep_model(self._folder, model, wanted.digest)
         if self.replace == "after" and former.ports:
             say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
             former.model_copy(update={"ports": ()}).write(self._folder)
             self._retire(former.ports, say)
-        engines = [Engine(self._folder, port) for port in self._free_ports(former.ports)]
+        engines = [Engine(self._folder, port) for port in self._engine_ports(former.ports)]
         try:
             for engine in engines:
                 engine.process.log.unlink(missing_ok=True)
@@ -275,7 +273,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
                     engine.check_answers(name)
         except ModelServerError as error:
             failed = self._turn_away(engines)
-            self._forget_models(former)
+            forget_models(self._folder, former)
             message = f"{error}\nAll that the engine wrote is in {failed}"
             if former.release is None:
                 raise ModelServerError(message) from None
@@ -302,7 +300,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         say(f"{wanted.names[1]} is served, after {seconds:.0f} s")
         if self.replace == "beside":
             self._retire(former.ports, say)
-        self._forget_models(state)
+        forget_models(self._folder, state)
         return seconds
 
     def _resume(self, state: ServerState, say: Say) -> float:
@@ -328,7 +326,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def _start_gateway(self) -> None:
         self._require_port()
         if not self._process.is_running():
-            command = [sys.executable, "-m", "resources.supervisor", self.home, str(self.port), GATEWAY_MODULE]
+            command = [sys.executable, "-m", supervisor.__name__, self.home, str(self.port)]
             self._process.start(command, cwd=PROJECT)
 
     def _require_port(self) -> None:
@@ -342,7 +340,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         except PortInUse as error:
             raise ModelServerError(str(error)) from None
 
-    def _wait_for_gateway(self, release: Release) -> None:
+    def _wait_for_gateway(self, release: ModelVersion) -> None:
         deadline = time.monotonic() + GATEWAY_SECONDS
         while (health := self._health()).get("release") != release.digest or health.get("status") != "ok":
             if time.monotonic() > deadline:
@@ -369,7 +367,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         for port in ports:
             Engine(self._folder, port).process.stop()
 
-    def _unload(self, adapters: Iterable[Adapter]) -> None:
+    def _unload(self, adapters: Iterable[AdapterVersion]) -> None:
         """Let engines forget adapters that get no new requests. Their files stay until the next change."""
         if adapters := list(adapters):
             time.sleep(PASSING_SECONDS)
@@ -388,48 +386,13 @@ class ModelServer(dg.ConfigurableResource[Any]):
                     kept.write(engine.process.log.read_bytes())
         return failed
 
-    def _free_ports(self, taken: tuple[int, ...]) -> list[int]:
-        """Ports of new engines, beside the gateway's own."""
-        ports: list[int] = []
-        step = 1 if self.port < 65_000 else -1
-        for distance in range(1, 200):
-            port = self.port + step * distance
-            with suppress(PortInUse):
-                if len(ports) < self.replicas and port not in taken:
-                    require_free_port(port, "an engine", "")
-                    ports.append(port)
-        if len(ports) < self.replicas:
-            raise ModelServerError(f"no {self.replicas} free ports in the 200 beside {self.port}; set serving.port")
-        return ports
+    def _engine_ports(self, taken: tuple[int, ...]) -> list[int]:
+        try:
+            return free_ports(self.port, self.replicas, taken)
+        except PortInUse as error:
+            raise ModelServerError(f"{error}; set serving.port") from None
 
     def _http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.api_key()}"}
         # the certificate, where there is one, is for the name under which users know this machine
         return httpx.Client(base_url=self.address, headers=headers, timeout=10, trust_env=False, verify=False)
-
-    def _keep(self, model: Path, digest: str) -> None:
-        kept = kept_model(self._folder, digest)
-        if not kept.exists():
-            aside = kept.with_name(".aside")
-            shutil.rmtree(aside, ignore_errors=True)
-            link_files(model, aside)
-            aside.rename(kept)
-
-    def _forget_models(self, state: ServerState) -> None:
-        keep = {kept.digest for kept in (state.release, state.former, *state.adapters) if kept is not None}
-        for folder in (self._folder / "models").iterdir():
-            if folder.name not in keep:
-                shutil.rmtree(folder)
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Give the files of the folder `source` a second home in the new folder `target`; copies where links cannot be."""
-    shutil.copytree(source, target, copy_function=link_file)
-
-
-def link_file(file: Path | str, new: Path | str) -> None:
-    """Give a file a second home, or a copy where links cannot be."""
-    try:
-        os.link(os.path.realpath(file), new)
-    except OSError:  # another disk, or one without hard links
-        shutil.copy2(file, new)

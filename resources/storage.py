@@ -5,24 +5,25 @@ replace the small file `current` beside it, which names the version. That replac
 is killed before it leaves the former version in place, on a local disk as on an object store.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import polars as pl
 from pydantic import PrivateAttr
 from upath import UPath
 
+from khmer_assets.foundation.files import digest_of_folder, size_of_folder
+from khmer_assets.foundation.tables import markdown_table
+
 VERSIONS_KEPT = 2
 ROW_GROUP = 512  # rows that are read together, when a reader wants some of them only
 PREVIEW_ROWS = 5
-PREVIEW_CHARACTERS = 100
 DATA = "data.parquet"
 REMOVED = "removed.parquet"
 STORE_VARIABLE = "KHMER_STORE"
@@ -113,22 +114,6 @@ class Store:
                 self.root.fs.rm(entry.path, recursive=True)
 
 
-def digest_of_folder(folder: Path) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over the names and contents of the files in a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def size_of_folder(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 class _StoreIOManager(dg.ConfigurableIOManager):
     root: str
     cache: str
@@ -149,7 +134,8 @@ class _StoreIOManager(dg.ConfigurableIOManager):
         An argument annotated `Path` gets the artifact's folder, of the one partition that the asset takes.
         """
         asset = context.asset_key.to_python_identifier()
-        as_folder = "Path" in str(context.dagster_type.typing_type)
+        wanted = context.dagster_type.typing_type
+        as_folder = Path in (wanted, *get_args(wanted))
         if not context.has_asset_partitions:
             return self._read(self.store.current(asset), as_folder)
         if context.has_partition_key:
@@ -162,7 +148,7 @@ class _StoreIOManager(dg.ConfigurableIOManager):
                 context.log.warning(f"{error}; going on without it")
         if not found:
             raise dg.Failure(f"no partition of {asset} has been materialized yet; materialize it first")
-        if len(context.asset_partition_keys) == 1 and context.dagster_type.typing_type is Path:
+        if len(context.asset_partition_keys) == 1 and wanted is Path:
             return found.popitem()[1]
         return found
 
@@ -246,17 +232,3 @@ class FoldersIOManager(_StoreIOManager):
         context.add_output_metadata(
             {"dagster/row_count": len(files), "files": dg.MetadataValue.md(markdown_table(listing.head(40)))}
         )
-
-
-def markdown_table(frame: pl.DataFrame) -> str:
-    """A frame as a Markdown table; long texts are cut and can neither break the table nor inject markup."""
-
-    def cell(value: object) -> str:
-        text = f"{value:,.4g}" if isinstance(value, float) else "" if value is None else str(value)
-        text = text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"
-        text = " ".join(text.split())
-        return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
-
-    head = "| " + " | ".join(frame.columns) + " |"
-    rule = "|" + " --- |" * frame.width
-    return "\n".join([head, rule, *("| " + " | ".join(map(cell, row)) + " |" for row in frame.iter_rows())])

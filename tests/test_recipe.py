@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError
+from khmer_assets.foundation.settings import RecipeError, code_version
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def recipe_file(tmp_path):
         for key, value in changes.items():
             section, _, name = key.partition("__")
             if name:
-                values[section][name] = value
+                values.setdefault(section, {})[name] = value
             else:
                 values[section] = value
         source = {"name": "news", "kind": "files", "license": "CC0", "settings": {"path": "*.txt"}}
@@ -82,6 +83,6 @@ def test_a_missing_or_broken_file_is_told(tmp_path):
 
 def test_a_code_version_changes_with_what_is_read_and_with_nothing_else(recipe_file):
     before, after = Recipe.load(SAMPLE_RECIPE), Recipe.load(recipe_file(pretraining__steps=901))
-    assert before.version(1, "tokenizer") == after.version(1, "tokenizer")
-    assert before.version(1, "pretraining") != after.version(1, "pretraining")
-    assert before.version(1, "tokenizer") != before.version(2, "tokenizer")
+    assert code_version(1, tokenizer=before.tokenizer) == code_version(1, tokenizer=after.tokenizer)
+    assert code_version(1, pretraining=before.pretraining) != code_version(1, pretraining=after.pretraining)
+    assert code_version(1, tokenizer=before.tokenizer) != code_version(2, tokenizer=before.tokenizer)

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from khmer_assets.tokenizer.train import train_bpe, wrap
+from khmer_assets.tokenizer.bpe import train_bpe
+from khmer_assets.tokenizer.chat_template import wrap
 
 KHMER_TEXTS = (
     "ខ្ញុំទៅផ្សារនៅពេលព្រឹក ហើយទិញត្រីនិងបន្លែសម្រាប់គ្រួសារ។",

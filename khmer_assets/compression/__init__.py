@@ -1,1 +1,1 @@
-"""Merged model -> pruned, AWQ and GGUF variants -> release bundle."""
+"""Merged model -> pruned, AWQ and GGUF variants."""

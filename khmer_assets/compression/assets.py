@@ -6,34 +6,28 @@ from typing import Any
 
 import dagster as dg
 
-from khmer_assets.compression import awq, bundle, gguf, prune
-from khmer_assets.recipe import Recipe
+from khmer_assets.compression import awq, gguf, prune
+from khmer_assets.compression.variants import Compression
+from khmer_assets.foundation.settings import code_version
 from resources.compute import Compute
+from resources.instance import GPU_POOL
 
 MAX_AWQ_RATIO = 0.4  # 4 bits and one 16-bit scale a group of 128 are 26 % of 16 bits; small groups need more
 
 
-def released_model(recipe: Recipe) -> dg.AssetIn:
-    """The variant that the recipe releases, as the input of an asset."""
-    asset, partition = recipe.release.artifact
-    mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None
-    return dg.AssetIn(asset, partition_mapping=mapping)
-
-
-def compression_assets(recipe: Recipe) -> list[Any]:
-    """pruned_model, awq_model, gguf_model and release_bundle, with their checks."""
-    quantizations = dg.StaticPartitionsDefinition(list(recipe.compression.gguf))
-    common: dict[str, Any] = {"group_name": "compression", "io_manager_key": "folders", "pool": "gpu"}
-    version = recipe.version(1, "compression", "seed")
+def compression_assets(settings: Compression, seed: int) -> list[Any]:
+    """pruned_model, awq_model and gguf_model, with their checks."""
+    quantizations = dg.StaticPartitionsDefinition(list(settings.gguf))
+    common: dict[str, Any] = {"group_name": "compression", "io_manager_key": "folders", "pool": GPU_POOL}
+    version = code_version(1, compression=settings, seed=seed)
 
     def calibration(model: Path, mixture: Path) -> dict[str, Any]:
-        settings = recipe.compression
         return {
             "model": model,
             "mixture": mixture,
             "samples": settings.calibration_samples,
             "length": settings.calibration_length,
-            "seed": recipe.seed,
+            "seed": seed,
         }
 
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
@@ -41,16 +35,16 @@ def compression_assets(recipe: Recipe) -> list[Any]:
         context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
     ) -> dg.Output[Path]:
         """A transformers folder in bfloat16, Linear weights 2:4 sparse but stored dense; `pruning.json` measures it."""
-        spec = prune.Spec(ratio=recipe.compression.prune_ratio, **calibration(merged_model, training_mixture))
-        return compute.run(context, "khmer_assets.compression.prune", spec)
+        spec = prune.Spec(ratio=settings.prune_ratio, **calibration(merged_model, training_mixture))
+        return compute.run(context, prune.__name__, spec)
 
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
     def awq_model(
         context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
     ) -> dg.Output[Path]:
         """A transformers folder with 4-bit Linear weights (compressed-tensors W4A16); `awq.json` holds their bytes."""
-        spec = awq.Spec(group_size=recipe.compression.awq_group_size, **calibration(merged_model, training_mixture))
-        return compute.run(context, "khmer_assets.compression.awq", spec)
+        spec = awq.Spec(group_size=settings.awq_group_size, **calibration(merged_model, training_mixture))
+        return compute.run(context, awq.__name__, spec)
 
     @dg.asset(**common, kinds={"gguf"}, partitions_def=quantizations, code_version=version)
     def gguf_model(
@@ -59,23 +53,7 @@ def compression_assets(recipe: Recipe) -> list[Any]:
         """One GGUF file for llama.cpp, quantized as the partition's name says; `gguf.json` tells how it reads text."""
         quantization: Any = context.partition_key
         spec = gguf.Spec(quantization=quantization, **calibration(merged_model, training_mixture))
-        return compute.run(context, "khmer_assets.compression.gguf", spec)
-
-    @dg.asset(
-        **common,
-        kinds={"zstandard"},
-        ins={"model": released_model(recipe)},
-        code_version=f"1-{recipe.release.variant}",
-    )
-    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> dg.Output[Path]:
-        """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
-        spec = bundle.Spec(
-            model=model,
-            variant=recipe.release.variant,
-            recipe=recipe.model_dump(mode="json", exclude={"catalogue"}),
-            sources=[source.model_dump(mode="json") for source in recipe.sources.values()],
-        )
-        return compute.run(context, "khmer_assets.compression.bundle", spec)
+        return compute.run(context, gguf.__name__, spec)
 
     @dg.asset_check(asset="pruned_model")
     def pruning_is_two_of_four(pruned_model: Path) -> dg.AssetCheckResult:
@@ -97,19 +75,11 @@ def compression_assets(recipe: Recipe) -> list[Any]:
         figures = json.loads((gguf_model / gguf.FIGURES).read_text())
         return dg.AssetCheckResult(passed=figures["texts_with_equal_ids"] == figures["texts"], metadata=figures)
 
-    @dg.asset_check(asset="release_bundle", blocking=True)
-    def bundle_is_bit_identical(release_bundle: Path) -> dg.AssetCheckResult:
-        """Unpacking the bundle gives the model back bit by bit, with the checksums that it names."""
-        figures = json.loads((release_bundle / bundle.FIGURES).read_text())
-        return dg.AssetCheckResult(passed=figures["bit_identical"], metadata=figures)
-
     return [
         pruned_model,
         awq_model,
         gguf_model,
-        release_bundle,
         pruning_is_two_of_four,
         awq_saves_memory,
         gguf_reads_text_alike,
-        bundle_is_bit_identical,
     ]

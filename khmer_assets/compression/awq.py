@@ -11,9 +11,16 @@ from khmer_assets.compression.calibration import (
     compressible_layers,
     load_for_compression,
 )
+from khmer_assets.foundation.settings import PositiveInt, Settings
 from resources.payload import PayloadRun, Refusal
 
 FIGURES = "awq.json"
+
+
+class AwqSettings(Settings):
+    """`awq_group_size` weights of a row share a scale."""
+
+    awq_group_size: PositiveInt = 128
 
 
 class Spec(CalibrationSpec):

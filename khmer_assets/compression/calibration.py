@@ -10,10 +10,18 @@ from unittest.mock import patch
 import polars as pl
 from pydantic import BaseModel, Field
 
-from khmer_assets.pretraining.model import load_model
+from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 
 MERGED_MODEL = "merged_model"  # the figure that names the digest of what a variant was made from
+
+
+class CalibrationSettings(Settings):
+    """Calibration texts are half Khmer and half English; `calibration_length` is in tokens."""
+
+    calibration_samples: PositiveInt
+    calibration_length: PositiveInt
 
 
 class CalibrationSpec(BaseModel):

@@ -9,18 +9,20 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts, compressible_layers
-from khmer_assets.pretraining.model import device, load_model
-from khmer_assets.recipe import Quantization
-from khmer_assets.tokenizer.train import GPT2_PATTERN, KHMER_PATTERN
+from khmer_assets.foundation.settings import Settings
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN
+from khmer_assets.training.models import device, load_model
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
+
+Quantization = Literal["Q4_K_M", "Q5_K_M", "Q8_0"]
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
 FIGURES = "gguf.json"
@@ -38,6 +40,12 @@ PRE_TOKENIZERS = {
     LLAMA3_PATTERN: "llama-bpe",
     GPT2_PATTERN: "gpt-2",
 }
+
+
+class GgufSettings(Settings):
+    """`gguf`: the quantizations that are made."""
+
+    gguf: Annotated[list[Quantization], Field(min_length=1)] = list(get_args(Quantization))
 
 
 class Spec(CalibrationSpec):

@@ -13,9 +13,16 @@ from khmer_assets.compression.calibration import (
     compressible_layers,
     load_for_compression,
 )
+from khmer_assets.foundation.settings import Ratio, Settings
 from resources.payload import PayloadRun, Refusal
 
 FIGURES = "pruning.json"
+
+
+class PruningSettings(Settings):
+    """`prune_ratio` is the share of zeros, which 2:4 fixes at one half."""
+
+    prune_ratio: Ratio = 0.5
 
 
 class Spec(CalibrationSpec):

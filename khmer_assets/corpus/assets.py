@@ -1,7 +1,7 @@
 """The assets of the corpus stage, from the sources' files to the training mixture, and their checks."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,49 +10,68 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from khmer_assets.corpus import report, sources
+from khmer_assets.corpus import report
 from khmer_assets.corpus.decontamination import (
+    Decontamination,
     Evaluation,
     contamination_batch,
     evaluation_hashes,
     evaluation_sources,
     evaluation_texts,
 )
-from khmer_assets.corpus.documents import DOCUMENT, kept
-from khmer_assets.corpus.duplicates import all_documents, find_duplicates, remove_duplicates, sign_batch
-from khmer_assets.corpus.filters import filter_batch
-from khmer_assets.corpus.mixture import mix
+from khmer_assets.corpus.deduplication import (
+    Deduplication,
+    all_documents,
+    find_duplicates,
+    remove_duplicates,
+    sign_batch,
+)
+from khmer_assets.corpus.filters import Filters, filter_batch
+from khmer_assets.corpus.mixture import Mixture, mix
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.personal_data import masks
-from khmer_assets.corpus.sources import collect
 from khmer_assets.corpus.verbalized import verbalize_batch
-from khmer_assets.khmer.normalization import normalize
-from khmer_assets.plots import as_markdown, new_figure
-from khmer_assets.recipe import Filters, Recipe, RecipeError, digest_of
+from khmer_assets.foundation.plots import as_markdown, new_figure
+from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.khmer.normalization import Normalization, normalize
+from khmer_assets.sources import reading, refresh
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.documents import DOCUMENT, kept
+from khmer_assets.sources.rows import SourceError
 from resources.batches import Batches
 from resources.compute import Compute
-from resources.storage import DATA, REMOVED, markdown_table
+from resources.storage import DATA, REMOVED
 from resources.vector_index import VectorIndex
 
 SAMPLED_TEXTS = 1_000
 WEIGHT_TOLERANCE = 0.05  # a language's share of the characters, beside its weight
 
 
-def corpus_assets(recipe: Recipe) -> list[Any]:
+def corpus_assets(
+    catalogue: Path,
+    sources: Mapping[str, Source],
+    normalization: Normalization,
+    filters: Filters,
+    decontamination: Decontamination,
+    deduplication: Deduplication,
+    mixture: Mixture,
+    seed: int,
+) -> list[Any]:
     """The sources, the corpus of each in its four states, what is made of all of them, and the checks."""
-    partitions = dg.StaticPartitionsDefinition(list(recipe.sources))
-    base = recipe.catalogue.parent
-    all_sources = digest_of(list(recipe.sources))[:8]  # a source that is gone makes what was made of all of them stale
+    partitions = dg.StaticPartitionsDefinition(list(sources))
+    base = catalogue.parent
+    all_sources = digest_of(list(sources))[:8]  # a source that is gone makes what was made of all of them stale
     corpus: dict[str, Any] = {"group_name": "corpus", "io_manager_key": "frames", "kinds": {"polars", "parquet"}}
 
     @dg.observable_source_asset(group_name="corpus", partitions_def=partitions)
     def source_files(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
         """The data of the catalogue's sources; the version of each is a digest of its data and its entry."""
         versions = {}
-        for name, source in recipe.sources.items():
+        for name, source in sources.items():
             try:
-                versions[name] = sources.fingerprint(source, base)
-            except (sources.SourceError, RecipeError) as error:
+                versions[name] = reading.fingerprint(source, base)
+            except (SourceError, RecipeError) as error:
                 context.log.warning(f"{error}")
                 versions[name] = "missing"
         return dg.DataVersionsByPartition(versions)
@@ -61,26 +80,26 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
     def raw_corpus(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output[pl.LazyFrame]]:
         """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside. A source that
         fetches appends what is new to what it has collected before."""
-        source = recipe.sources[context.partition_key]
-        if source.kind in sources.FETCHING:
+        source = sources[context.partition_key]
+        if reading.fetches(source):
             collection = Path(compute.home) / "collections" / f"{source.name}.sqlite"
-            spec = collect.Spec(source=source, base=base, collection=collection)
-            documents = pl.scan_parquet(compute.run(context, collect.__name__, spec).value / collect.ROWS)
+            spec = refresh.Spec(source=source, base=base, collection=collection)
+            documents = pl.scan_parquet(compute.run(context, refresh.__name__, spec).value / refresh.ROWS)
         else:
             try:
-                documents = sources.read(source, base)
-            except (sources.SourceError, RecipeError) as error:
+                documents = reading.read(source, base)
+            except (SourceError, RecipeError) as error:
                 raise dg.Failure(str(error), allow_retries=False) from None
         with _computed(documents) as rows:
             yield dg.Output(rows, metadata=_lengths(kept(rows)))
 
-    @dg.asset(**corpus, partitions_def=partitions, code_version=recipe.version(2, "normalization"))
+    @dg.asset(**corpus, partitions_def=partitions, code_version=code_version(2, normalization=normalization))
     def normalized_corpus(
         context: dg.AssetExecutionContext, raw_corpus: pl.LazyFrame, batches: Batches
     ) -> dg.Output[pl.LazyFrame]:
         """The documents in canonical Unicode (Technical Note 61 for Khmer), with the content hash of the new text, and
         `changes`: how often each rule changed the text."""
-        normalized = partial(normalize_batch, settings=recipe.normalization)
+        normalized = partial(normalize_batch, settings=normalization)
         rows = batches.map(*_name_and_version(context), normalized, raw_corpus)
         by_rule = changes_by_rule(rows)
         return dg.Output(
@@ -95,8 +114,8 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
     def evaluation_files(context: dg.OpExecutionContext) -> dg.DataVersion:
         """The data of the recipe's evaluation sets; the version is a digest of it."""
         try:
-            found = [sources.fingerprint(source, base) for source in evaluation_sources(recipe.decontamination)]
-        except (sources.SourceError, RecipeError) as error:
+            found = [reading.fingerprint(source, base) for source in evaluation_sources(decontamination)]
+        except (SourceError, RecipeError) as error:
             context.log.warning(f"{error}")
             return dg.DataVersion("missing")
         return dg.DataVersion(digest_of(found))
@@ -105,7 +124,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         **corpus,
         partitions_def=partitions,
         deps=["evaluation_files"],
-        code_version=recipe.version(3, "filters", "decontamination"),
+        code_version=code_version(3, filters=filters, decontamination=decontamination),
     )
     def filtered_corpus(
         context: dg.AssetExecutionContext, normalized_corpus: pl.LazyFrame, batches: Batches
@@ -113,12 +132,12 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         """The documents that pass the filters and share nothing with an evaluation set, with the language identified
         and personal data masked; the others are kept aside with rule, measure and reason."""
         try:
-            texts = evaluation_texts(recipe.decontamination, base, recipe.normalization)
-        except (sources.SourceError, RecipeError) as error:
+            texts = evaluation_texts(decontamination, base, normalization)
+        except (SourceError, RecipeError) as error:
             raise dg.Failure(str(error), allow_retries=False) from None
-        evaluation = evaluation_hashes(texts, recipe.decontamination.ngram)
+        evaluation = evaluation_hashes(texts, decontamination.ngram)
         name, version = _name_and_version(context)
-        judged = partial(_judged, filters=recipe.filters, evaluation=evaluation)
+        judged = partial(_judged, filters=filters, evaluation=evaluation)
         version += evaluation.digest
         rows = batches.map(name, version, judged, normalized_corpus.select(*DOCUMENT))
         found = kept(rows).select(masks(pl.col("text"))).sum().collect().row(0, named=True)
@@ -126,15 +145,15 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
             rows, metadata={**_verdicts(rows, "rule"), **{f"masked_{kind}": n for kind, n in found.items()}}
         )
 
-    @dg.asset(**corpus, code_version=f"{recipe.version(2, 'deduplication')}-{all_sources}")
+    @dg.asset(**corpus, code_version=f"{code_version(2, deduplication=deduplication)}-{all_sources}")
     def dedup_index(
         filtered_corpus: dict[str, pl.LazyFrame], batches: Batches, vector_index: VectorIndex
     ) -> dg.Output[pl.LazyFrame]:
         """Which documents of all sources are copies (id, source, content_hash, cluster, kept_id, duplicate_rule,
         measure, reason): by content, by MinHash, and by embeddings in LanceDB."""
-        names = [name for name in recipe.sources if name in filtered_corpus]
+        names = [name for name in sources if name in filtered_corpus]
         documents = all_documents({name: filtered_corpus[name] for name in names})
-        settings = recipe.deduplication
+        settings = deduplication
         version = digest_of([1, settings.ngram, settings.permutations])  # all that a signature depends on
         sign = partial(sign_batch, settings=settings)
         signed = batches.map("signatures", version, sign, documents, workers="threads")
@@ -155,14 +174,14 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         rows = batches.map(*_name_and_version(context), verbalize_batch, deduplicated_corpus)
         return dg.Output(rows, metadata=_verdicts(rows, "rule"))
 
-    @dg.asset(**corpus, code_version=f"{recipe.version(1, 'mixture', 'seed')}-{all_sources}")
+    @dg.asset(**corpus, code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}")
     def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
         """The documents to train on and to hold out, shuffled (id, source, language, text, content_hash, split,
         copies); languages follow the recipe's weights."""
-        by_name = {name: deduplicated_corpus[name] for name in recipe.sources if name in deduplicated_corpus}
-        with _computed(mix(by_name, recipe.mixture, recipe.seed)) as rows:
+        by_name = {name: deduplicated_corpus[name] for name in sources if name in deduplicated_corpus}
+        with _computed(mix(by_name, mixture, seed)) as rows:
             documents = pl.concat(frame.select("language") for frame in by_name.values())
-            left_out = documents.filter(~pl.col("language").is_in(list(recipe.mixture.weights)))
+            left_out = documents.filter(~pl.col("language").is_in(list(mixture.weights)))
             yield dg.Output(
                 rows,
                 metadata={
@@ -191,7 +210,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
             deduplicated=deduplicated_corpus,
             dedup_index=dedup_index,
             tokenizer=tokenizer,
-            seed=recipe.seed,
+            seed=seed,
         )
         return compute.run(context, report.__name__, spec)
 
@@ -214,7 +233,7 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
         """Normalizing a sample of the texts again changes nothing."""
         step = max(1, normalized_corpus.select(pl.len()).collect().item() // SAMPLED_TEXTS)
         texts = normalized_corpus.select("text").gather_every(step).collect()["text"]
-        changed = sum(1 for text in texts if normalize(text, recipe.normalization)[0] != text)
+        changed = sum(1 for text in texts if normalize(text, normalization)[0] != text)
         return dg.AssetCheckResult(passed=changed == 0, metadata={"texts": texts.len(), "changed": changed})
 
     @dg.asset_check(asset=training_mixture, blocking=True)
@@ -232,14 +251,14 @@ def corpus_assets(recipe: Recipe) -> list[Any]:
     def weighted_languages_are_present(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
         """Every language that has a weight has training documents."""
         shares = _language_shares(training_mixture)
-        missing = sorted(set(recipe.mixture.weights) - set(shares))
+        missing = sorted(set(mixture.weights) - set(shares))
         return dg.AssetCheckResult(passed=not missing, metadata={"missing": ", ".join(missing), **shares})
 
     @dg.asset_check(asset=training_mixture)
     def shares_follow_weights(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
         """Each language's share of the training characters, repeats counted, is within 0.05 of its weight."""
         shares = _language_shares(training_mixture)
-        off = max(abs(shares.get(language, 0.0) - weight) for language, weight in recipe.mixture.weights.items())
+        off = max(abs(shares.get(language, 0.0) - weight) for language, weight in mixture.weights.items())
         return dg.AssetCheckResult(
             passed=off <= WEIGHT_TOLERANCE,
             severity=dg.AssetCheckSeverity.WARN,

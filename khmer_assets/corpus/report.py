@@ -9,11 +9,12 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from khmer_assets import plots
 from khmer_assets.corpus.normalized import changes_by_rule
+from khmer_assets.foundation import plots
+from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.khmer.script import KHMER_LETTERS, LATIN_LETTERS
 from resources.payload import PayloadRun
-from resources.storage import DATA, REMOVED, markdown_table
+from resources.storage import DATA, REMOVED
 
 EXAMPLES = 10  # of each rule
 SAMPLES = 3  # of each source

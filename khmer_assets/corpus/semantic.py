@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from khmer_assets.recipe import Deduplication, digest_of
+from khmer_assets.foundation.settings import PositiveInt, Ratio, Settings, digest_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +30,17 @@ DOCUMENTS_AT_ONCE = 256
 NEIGHBORS = 16
 # With fewer vectors an exact search of all takes less time than building the index.
 INDEX_FROM = 20_000
+
+
+class SemanticSearch(Settings):
+    """`embedder`: "hashing", a sentence-transformers model, or null for no search. A text is cut into chunks of
+    `chunk_characters`. Documents are compared whose cosine reaches `semantic_cosine`; `hnsw_ef` is how widely the index
+    looks for them."""
+
+    embedder: str | None = HASHING
+    chunk_characters: PositiveInt = 512
+    semantic_cosine: Ratio = 0.97
+    hnsw_ef: PositiveInt = 96
 
 
 @cache
@@ -55,7 +66,7 @@ def embedder(name: str) -> Embedder:
     return embed
 
 
-def embed_documents(texts: list[str], settings: Deduplication) -> NDArray[np.float32]:
+def embed_documents(texts: list[str], settings: SemanticSearch) -> NDArray[np.float32]:
     """A row for each text: the mean of its chunks' vectors, normalized to length 1 (0 for a text too short to tell)."""
     size = settings.chunk_characters
     chunks = [[text[start : start + size] for start in range(0, len(text), size)] or [""] for text in texts]
@@ -70,7 +81,7 @@ def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def neighbors(
-    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: Deduplication
+    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: SemanticSearch
 ) -> pl.DataFrame:
     """The pairs of near vectors: content_hash, neighbor (a content hash too), cosine, at or above the threshold.
 
@@ -85,7 +96,7 @@ def neighbors(
 
 
 def _update_vectors(
-    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: Deduplication
+    connection: "DBConnection", documents: pl.LazyFrame, contents: pl.DataFrame, settings: SemanticSearch
 ) -> "Table":
     """The table of this embedder's vectors, brought to hold exactly the given contents."""
     import pyarrow as pa
@@ -123,7 +134,7 @@ def _update_vectors(
 
 
 def _update_neighbors(
-    connection: "DBConnection", table: "Table", contents: pl.DataFrame, settings: Deduplication
+    connection: "DBConnection", table: "Table", contents: pl.DataFrame, settings: SemanticSearch
 ) -> pl.DataFrame:
     import pyarrow as pa
 
@@ -161,7 +172,7 @@ def _update_neighbors(
     return rows.explode("neighbor", "cosine").drop_nulls().sort("content_hash", "cosine", descending=[False, True])
 
 
-def _version(settings: Deduplication) -> str:
+def _version(settings: SemanticSearch) -> str:
     hashing = (HASHING_DIMENSIONS, HASHING_NGRAM)
     return digest_of([TABLES_VERSION, settings.embedder, settings.chunk_characters, *hashing])[:16]
 

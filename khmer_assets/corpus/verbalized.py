@@ -2,8 +2,8 @@
 
 import polars as pl
 
-from khmer_assets.corpus.documents import SET_ASIDE
 from khmer_assets.khmer.verbalization import verbalized_sentences
+from khmer_assets.sources.documents import SET_ASIDE
 
 # `document`: the id of the document that the sentence is in. `spoken`: the sentence with its numbers in words.
 VERBALIZED = pl.Schema({"document": pl.String, "source": pl.String, "written": pl.String, "spoken": pl.String})

@@ -6,18 +6,26 @@ all others in transformers; both answer greedily.
 
 import json
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from khmer_assets.finetuning.sft import chats_of
-from khmer_assets.pretraining import packing, perplexity
-from khmer_assets.pretraining.train import validation_texts
-from khmer_assets.recipe import Evaluation
+from khmer_assets.evaluation.engines import Engine, LlamaCppEngine, TransformersEngine
+from khmer_assets.foundation.files import size_of_folder
+from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.instructions.chats import chats_of
+from khmer_assets.training.held_out import quality_by_language
 from resources.payload import PayloadRun
-from resources.storage import size_of_folder
+
+
+class Evaluation(Settings):
+    """`max_documents` held-out documents a language are scored; `prompts` are answered by every variant."""
+
+    max_documents: PositiveInt
+    max_new_tokens: PositiveInt
+    prompts: Annotated[list[str], Field(min_length=1)]
+
 
 TEST_CHATS = 60
 
@@ -32,70 +40,6 @@ class Spec(BaseModel):
     chats: Path
     settings: Evaluation
     context_length: int
-
-
-class Engine(ABC):
-    """What a variant must be able to do, whichever library runs it."""
-
-    @abstractmethod
-    def score(self, windows: list[list[int]]) -> list[float]:
-        """See `perplexity.Scorer`."""
-
-    @abstractmethod
-    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
-        """The greedy continuation, up to and without `stop`, of at most `limit` ids."""
-
-
-class TransformersEngine(Engine):
-    """A model in transformers, or with an adapter in peft."""
-
-    def __init__(self, model: Any):
-        self.model = model
-        self._score = perplexity.model_scorer(model)
-
-    def score(self, windows: list[list[int]]) -> list[float]:
-        return self._score(windows)
-
-    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
-        import torch
-
-        ids = torch.tensor([prompt], device=self.model.device)
-        out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, eos_token_id=stop
-        )
-        answer = out[0, len(prompt) :].tolist()
-        return answer[: answer.index(stop)] if stop in answer else answer
-
-
-class LlamaCppEngine(Engine):
-    """A GGUF file in llama.cpp."""
-
-    def __init__(self, file: Path, context_length: int):
-        from llama_cpp import Llama
-
-        self.llama = Llama(
-            str(file), n_ctx=context_length + 1, n_batch=context_length + 1, logits_all=True, verbose=False
-        )
-
-    def score(self, windows: list[list[int]]) -> list[float]:
-        import numpy as np
-
-        totals = []
-        for window in windows:
-            self.llama.reset()
-            self.llama.eval(window[:-1])
-            logits = self.llama.scores[: len(window) - 1].astype(np.float64)
-            normalizer = np.logaddexp.reduce(logits, axis=1)
-            totals.append(float((normalizer - logits[np.arange(len(window) - 1), window[1:]]).sum()))
-        return totals
-
-    def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
-        answer: list[int] = []
-        for identity in self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            if identity == stop or len(answer) == limit:
-                break
-            answer.append(identity)
-        return answer
 
 
 class Examination:
@@ -140,7 +84,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from khmer_assets.pretraining import model as models
+    from khmer_assets.training import models
 
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
@@ -152,11 +96,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         # in bfloat16, as it is served
         engine = TransformersEngine(models.load_model(spec.model, torch.bfloat16).to(models.device()).eval())
     run.log(f"{spec.variant}: scoring held-out text")
-    end = packing.end_of_text_id(tokenizer)
-    quality = {
-        language: perplexity.held_out_quality(engine.score, tokenizer, end, texts, spec.context_length)
-        for language, texts in validation_texts(spec.mixture, spec.settings.max_documents).items()
-    }
+    quality = quality_by_language(
+        engine.score, tokenizer, spec.mixture, spec.context_length, spec.settings.max_documents
+    )
     run.log(f"{spec.variant}: answering")
     examination = Examination(engine, tokenizer, spec.settings.max_new_tokens, spec.context_length)
     suite = [

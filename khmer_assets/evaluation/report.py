@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from khmer_assets import plots
+from khmer_assets.foundation import plots
+from khmer_assets.foundation.tables import markdown_table
 from resources.payload import PayloadRun
-from resources.storage import markdown_table
 
 
 class Spec(BaseModel):

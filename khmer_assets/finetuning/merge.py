@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from pydantic import BaseModel, Field
 
-from khmer_assets.pretraining.model import device, load_model
+from khmer_assets.training.models import device, load_model
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:

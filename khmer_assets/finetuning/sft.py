@@ -2,15 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import polars as pl
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from khmer_assets import plots
-from khmer_assets.recipe import Finetuning
+from khmer_assets.foundation import plots
+from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio, Settings
+from khmer_assets.instructions.chats import chats_of
+from khmer_assets.training.models import Precision
 from resources.payload import PayloadRun, Refusal
+
+
+class Finetuning(Settings):
+    """LoRA on every Linear layer but the output head. A step is `batch_size` chats."""
+
+    rank: Annotated[int, Field(ge=1, le=512)]
+    alpha: PositiveInt
+    dropout: Ratio
+    learning_rate: PositiveFloat
+    warmup_ratio: Ratio
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    checkpoint_every: PositiveInt
+
 
 IGNORED = -100
 
@@ -26,7 +41,7 @@ class Spec(BaseModel):
     chats: Path
     new_to_chats: bool
     settings: Finetuning
-    precision: str
+    precision: Precision
     context_length: int
     seed: int
 
@@ -37,9 +52,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
-    from khmer_assets.pretraining import model as models
-    from khmer_assets.pretraining.loop import Schedule, train
-    from khmer_assets.pretraining.train import loss_plot
+    from khmer_assets.training import models
+    from khmer_assets.training.loop import Schedule, loss_plot, train
 
     settings = spec.settings
     tokenizer = AutoTokenizer.from_pretrained(spec.base)
@@ -101,12 +115,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "validation_loss": validation_loss,
         "loss_curve": plots.as_markdown(loss_plot(curve)),
     }
-
-
-def chats_of(chats: Path, split: str) -> list[list[dict[str, str]]]:
-    """The messages of the chats of one split."""
-    frame = pl.scan_parquet(chats / "data.parquet").filter(pl.col("split") == split)
-    return frame.select("messages").collect()["messages"].to_list()
 
 
 def encode_chats(

@@ -8,9 +8,8 @@ import polars as pl
 from pydantic import BaseModel, ValidationError
 
 from khmer_assets.instructions.chats import NEW_CHAT, new_chat
-from khmer_assets.khmer.normalization import normalize
+from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.khmer.script import dominant_script
-from khmer_assets.recipe import Normalization
 
 MAX_LINE_BYTES = 1_000_000
 UNREADABLE = "unreadable"

@@ -3,14 +3,30 @@
 Where chats come from does not belong here (`generated.py`).
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import polars as pl
+from pydantic import model_validator
 
-from khmer_assets.recipe import Split
+from khmer_assets.foundation.settings import Ratio, Settings
+from khmer_assets.khmer.utterances import hash_of_conversation
+
+
+class Split(Settings):
+    """Shares of the chats; they must sum to 1."""
+
+    train: Ratio = 0.8
+    validation: Ratio = 0.1
+    test: Ratio = 0.1
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> "Split":
+        if abs(self.train + self.validation + self.test - 1) > 1e-6:
+            raise ValueError("train, validation and test must sum to 1")
+        return self
+
 
 MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
 
@@ -100,8 +116,7 @@ def find_fault(messages: Iterable[Message] | None) -> tuple[str, float, str] | N
 
 def hash_of(messages: Iterable[Message] | None) -> str:
     """SHA-256 of what is said and by whom. Case, spaces and the marks that end a sentence make no difference."""
-    said = [(m["role"], " ".join((m["content"] or "").casefold().split()).rstrip(" .?!\u17d4")) for m in messages or []]
-    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
+    return hash_of_conversation((message["role"], message["content"] or "") for message in messages or [])
 
 
 def split_of(content_hash: str, split: Split) -> str:
@@ -114,3 +129,15 @@ def split_of(content_hash: str, split: Split) -> str:
     if position < split.train:
         return "train"
     return "validation" if position < split.train + split.validation else "test"
+
+
+def chats_of(chats: Path, split: str) -> list[list[dict[str, str]]]:
+    """The messages of the chats of one split."""
+    frame = pl.scan_parquet(chats / "data.parquet").filter(pl.col("split") == split)
+    return frame.select("messages").collect()["messages"].to_list()
+
+
+def readable(chats: pl.DataFrame) -> pl.DataFrame:
+    """One line a chat, for people."""
+    said = [" / ".join(message["content"] for message in messages) for messages in chats["messages"].to_list()]
+    return chats.select("category", "language", "split", chat=pl.Series(said, dtype=pl.String))

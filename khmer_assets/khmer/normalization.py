@@ -30,22 +30,19 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain, groupby
-from typing import Protocol
+from typing import Literal
+
+from khmer_assets.foundation.settings import Settings
 
 
-class Flags(Protocol):
-    """The settings of the rules that can be chosen."""
+class Normalization(Settings):
+    """`zero_width_space`: whether U+200B word marks stay in the text. `fold_deprecated`: replace deprecated letters."""
 
-    @property
-    def zero_width_space(self) -> str:
-        """ "remove" or "keep"."""
-
-    @property
-    def fold_deprecated(self) -> bool:
-        """Whether deprecated letters are replaced."""
+    zero_width_space: Literal["remove", "keep"] = "remove"
+    fold_deprecated: bool = True
 
 
-def normalize(text: str, settings: Flags) -> tuple[str, dict[str, int]]:
+def normalize(text: str, settings: Normalization) -> tuple[str, dict[str, int]]:
     """The canonical form of `text`, and how often each rule changed it (rules without a change are left out).
 
     Normalizing the result again changes nothing. No text makes it fail.

@@ -1,6 +1,10 @@
 """Which script a text is written in, counted by its letters."""
 
 import re
+from typing import Literal
+
+Language = Literal["khm", "eng"]  # ISO 639-3
+
 
 # Letters and the marks that belong to them; neither digits nor punctuation tell a language.
 KHMER_LETTERS = r"[\u1780-\u17D3\u17DD]"

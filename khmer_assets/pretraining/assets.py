@@ -7,19 +7,24 @@ from typing import Any
 
 import dagster as dg
 
+from khmer_assets.foundation.settings import code_version
 from khmer_assets.pretraining import packing, train
-from khmer_assets.recipe import Recipe
+from khmer_assets.pretraining.train import Pretraining
 from resources.compute import Compute
+from resources.instance import GPU_POOL
 from resources.tracking import tracked_run
 
 
-def pretraining_assets(recipe: Recipe) -> list[Any]:
-    """packed_dataset and base_checkpoint, with their checks."""
+def pretraining_assets(settings: Pretraining, max_documents: int, seed: int) -> list[Any]:
+    """packed_dataset and base_checkpoint, with their checks.
+
+    `max_documents` held-out documents a language are scored at the end.
+    """
 
     @dg.asset(
         group_name="pretraining",
         io_manager_key="folders",
-        code_version=recipe.version(1, "seed") + f"-{recipe.pretraining.context_length}",
+        code_version=f"{code_version(1, seed=seed)}-{settings.context_length}",
     )
     def packed_dataset(
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
@@ -27,12 +32,12 @@ def pretraining_assets(recipe: Recipe) -> list[Any]:
         """`train.bin`: the train split as one stream of uint32 token ids, documents parted by the end-of-text token."""
         return compute.run(
             context,
-            "khmer_assets.pretraining.packing",
+            packing.__name__,
             packing.Spec(
                 mixture=training_mixture,
                 tokenizer=tokenizer,
-                context_length=recipe.pretraining.context_length,
-                seed=recipe.seed,
+                context_length=settings.context_length,
+                seed=seed,
             ),
         )
 
@@ -40,8 +45,8 @@ def pretraining_assets(recipe: Recipe) -> list[Any]:
         group_name="pretraining",
         io_manager_key="folders",
         kinds={"pytorch", "huggingface"},
-        pool="gpu",
-        code_version=recipe.version(1, "pretraining", "seed") + f"-{recipe.evaluation.max_documents}",
+        pool=GPU_POOL,
+        code_version=f"{code_version(1, pretraining=settings, seed=seed)}-{max_documents}",
     )
     def base_checkpoint(
         context: dg.AssetExecutionContext,
@@ -58,14 +63,14 @@ def pretraining_assets(recipe: Recipe) -> list[Any]:
         with tracked_run(mlflow, context) as env:
             return compute.run(
                 context,
-                "khmer_assets.pretraining.train",
+                train.__name__,
                 train.Spec(
                     packed=packed_dataset,
                     tokenizer=tokenizer,
                     mixture=training_mixture,
-                    settings=recipe.pretraining,
-                    seed=recipe.seed,
-                    max_documents=recipe.evaluation.max_documents,
+                    settings=settings,
+                    seed=seed,
+                    max_documents=max_documents,
                 ),
                 env,
             )

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from khmer_assets.tokenizer.train import END_OF_TEXT
+from khmer_assets.training.models import end_of_text_id
 from resources.payload import PayloadRun, Refusal
 
 DOCUMENTS_A_BATCH = 1_000
@@ -58,12 +58,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     figures = {"tokens": total, "sequences": total // spec.context_length, "documents": documents.height}
     (run.output / "packed.json").write_text(json.dumps({**figures, "tokens_by_language": tokens}))
     return {**figures, **{f"tokens_{language}": count for language, count in sorted(tokens.items())}}
-
-
-def end_of_text_id(tokenizer: Any) -> int:
-    """The id that follows every document; the end-of-sequence token where a tokenizer has no end-of-text."""
-    identity = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    return int(tokenizer.eos_token_id if identity in (None, tokenizer.unk_token_id) else identity)
 
 
 class PackedSequences:

@@ -2,15 +2,29 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import polars as pl
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from khmer_assets import plots
-from khmer_assets.pretraining import packing, perplexity
-from khmer_assets.recipe import Pretraining
+from khmer_assets.foundation import plots
+from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio
+from khmer_assets.pretraining import packing
+from khmer_assets.pretraining.decoder import Decoder, starting_model
+from khmer_assets.training.held_out import model_scorer, quality_by_language
+from khmer_assets.training.models import Precision
 from resources.payload import PayloadRun
+
+
+class Pretraining(Decoder):
+    """The decoder and its training. A step is `batch_size` sequences of `context_length` tokens."""
+
+    precision: Precision = "auto"
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_ratio: Ratio
+    weight_decay: Annotated[float, Field(ge=0)]
+    steps: PositiveInt
+    checkpoint_every: PositiveInt
 
 
 class Spec(BaseModel):
@@ -29,13 +43,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from khmer_assets.pretraining import model as models
-    from khmer_assets.pretraining.loop import Schedule, train
+    from khmer_assets.training import models
+    from khmer_assets.training.loop import Schedule, loss_plot, train
 
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
     settings = spec.settings
     torch.manual_seed(spec.seed)
-    model = models.starting_model(settings, tokenizer, spec.seed).to(models.device())
+    model = starting_model(settings, tokenizer, spec.seed).to(models.device())
     sequences = packing.PackedSequences(
         packing.open_stream(spec.packed), settings.context_length, settings.batch_size, spec.seed
     )
@@ -54,7 +68,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     )
     curve = train(model, batch, schedule, run)
     model.eval()
-    quality = quality_by_language(model, tokenizer, spec.mixture, settings.context_length, spec.max_documents)
+    quality = quality_by_language(
+        model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
+    )
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
     (run.output / "training.json").write_text(json.dumps({"curve": curve, "quality": quality}))
@@ -66,35 +82,3 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.metrics(settings.steps, **figures)
     run.keep_model(run.output)
     return {"parameters": parameters, "loss_curve": plots.as_markdown(loss_plot(curve)), **figures}
-
-
-def quality_by_language(
-    model: Any, tokenizer: Any, mixture: Path, context_length: int, max_documents: int
-) -> dict[str, dict[str, float]]:
-    """`perplexity.held_out_quality` of a transformers model on the validation split, by language."""
-    end = packing.end_of_text_id(tokenizer)
-    score = perplexity.model_scorer(model)
-    return {
-        language: perplexity.held_out_quality(score, tokenizer, end, texts, context_length)
-        for language, texts in validation_texts(mixture, max_documents).items()
-    }
-
-
-def validation_texts(mixture: Path, max_documents: int) -> dict[str, list[str]]:
-    """At most `max_documents` texts a language of the mixture's validation split, in the mixture's order."""
-    frame = pl.read_parquet(mixture / "data.parquet").filter(pl.col("split") == "validation")
-    by_language = frame.partition_by("language", as_dict=True)
-    return {
-        str(language): by_language[(language,)]["text"].head(max_documents).to_list()
-        for (language,) in sorted(by_language)
-    }
-
-
-def loss_plot(curve: list[dict[str, float]]) -> Any:
-    """The loss a step, in nats a token."""
-    figure = plots.new_figure()
-    axes = figure.subplots()
-    axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], linewidth=1)
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training loss")
-    axes.grid(alpha=0.3)
-    return figure

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from khmer_assets.instructions.chats import hash_of, new_chat
 from khmer_assets.khmer.dates import MONTHS, WEEKDAYS
 from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
-from khmer_assets.recipe import Language
+from khmer_assets.khmer.script import Language
+from khmer_assets.khmer.utterances import hash_of_conversation
 
 VERSION = 3
 SAMPLE = Path(__file__).parent
@@ -116,7 +116,7 @@ def _questions_and_answers(language: Language) -> list[str]:
         for fact in facts()
         if fact.language == language
         for question in (*fact.questions, *fact.framed_questions)
-        if hash_of(new_chat("", "", language, "", [question, fact.answer])["messages"]) < "8"
+        if hash_of_conversation([("user", question), ("assistant", fact.answer)]) < "8"
     ]
 
 

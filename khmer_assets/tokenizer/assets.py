@@ -6,29 +6,30 @@ from typing import Any
 
 import dagster as dg
 
-from khmer_assets.recipe import Recipe
-from khmer_assets.tokenizer import report, train
+from khmer_assets.foundation.settings import code_version
+from khmer_assets.tokenizer import bpe, report
+from khmer_assets.tokenizer.bpe import TokenizerSettings
 from resources.compute import Compute
 
 
-def tokenizer_assets(recipe: Recipe) -> list[Any]:
+def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
     """tokenizer and tokenizer_report, with their checks."""
 
     @dg.asset(
         group_name="tokenizer",
         io_manager_key="folders",
         kinds={"huggingface"},
-        code_version=recipe.version(1, "tokenizer"),
+        code_version=code_version(1, tokenizer=settings),
     )
     def tokenizer(context: dg.AssetExecutionContext, compute: Compute, training_mixture: Path) -> dg.Output[Path]:
         """A transformers tokenizer folder with chat template: a byte-level BPE trained on the train split."""
         return compute.run(
             context,
-            "khmer_assets.tokenizer.train",
-            train.Spec(
+            bpe.__name__,
+            bpe.Spec(
                 mixture=training_mixture,
-                vocabulary_size=recipe.tokenizer.vocabulary_size,
-                existing=recipe.tokenizer.existing,
+                vocabulary_size=settings.vocabulary_size,
+                existing=settings.existing,
             ),
         )
 
@@ -37,9 +38,7 @@ def tokenizer_assets(recipe: Recipe) -> list[Any]:
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
     ) -> dg.Output[Path]:
         """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source."""
-        return compute.run(
-            context, "khmer_assets.tokenizer.report", report.Spec(tokenizer=tokenizer, mixture=training_mixture)
-        )
+        return compute.run(context, report.__name__, report.Spec(tokenizer=tokenizer, mixture=training_mixture))
 
     @dg.asset_check(asset="tokenizer_report", blocking=True)
     def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:

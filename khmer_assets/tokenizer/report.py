@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from khmer_assets import plots
-from khmer_assets.tokenizer.train import GPT2_PATTERN, texts_of, train_bpe
+from khmer_assets.foundation import plots
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, texts_of, train_bpe
 from resources.payload import PayloadRun
-from resources.storage import markdown_table
 
 Count = Callable[[list[str]], list[int]]
 

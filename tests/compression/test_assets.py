@@ -1,15 +1,16 @@
-"""The compression assets and their checks, run by Dagster on a tiny model.
+"""The compression assets, the bundle of what they make, and their checks, run by Dagster on a tiny model.
 
 Pruning and AWQ take long even on a tiny model; their payloads have tests of their own.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
-from khmer_assets.compression.assets import compression_assets
+from khmer_assets.definitions import assets_by_stage
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from resources.compute import Compute
 from resources.storage import FoldersIOManager
@@ -25,9 +26,15 @@ def recipe(variant: str = "merged") -> Recipe:
     return sample.model_copy(update={"compression": compression, "release": release})
 
 
+def parts(variant: str = "merged") -> list[Any]:
+    stages = assets_by_stage(recipe(variant))
+    bundle, bundle_check = stages["release"][:2]
+    return [*stages["compression"], bundle, bundle_check]
+
+
 def checks() -> dict[str, dg.AssetChecksDefinition]:
-    parts = [part for part in compression_assets(recipe()) if isinstance(part, dg.AssetChecksDefinition)]
-    return {key.name: part for part in parts for key in part.check_keys}
+    found = [part for part in parts() if isinstance(part, dg.AssetChecksDefinition)]
+    return {key.name: part for part in found for key in part.check_keys}
 
 
 def test_what_guards_the_release_is_blocking():
@@ -80,8 +87,8 @@ def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_g
             return {"merged_model": model, "training_mixture": mixture}[context.asset_key.to_python_identifier()]
 
     given = [upstream("merged_model", model), upstream("training_mixture", mixture)]
-    assets = [*given, *compression_assets(recipe())]
-    released_gguf = [*given, *compression_assets(recipe("gguf Q8_0"))]
+    assets = [*given, *parts()]
+    released_gguf = [*given, *parts("gguf Q8_0")]
     folders = FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
     resources = {"compute": Compute(home=str(tmp_path)), "folders": folders, "copies": Given()}
     # partitioned and unpartitioned assets cannot be in one run

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from khmer_assets.compression import awq
-from khmer_assets.pretraining.model import load_model
+from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 from tests.tiny_model import ENGLISH_TEXTS, save_tiny_model
 

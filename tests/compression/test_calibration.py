@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.compression.calibration import calibration_texts, compressible_layers
-from khmer_assets.pretraining.model import load_model
+from khmer_assets.training.models import load_model
 from resources.payload import Refusal
 from tests.tiny_model import ENGLISH_TEXTS, KHMER_TEXTS, save_tiny_model
 

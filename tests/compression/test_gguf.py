@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.compression import gguf
-from khmer_assets.pretraining.model import load_model
-from khmer_assets.tokenizer.train import GPT2_PATTERN, train_bpe, wrap
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, train_bpe
+from khmer_assets.tokenizer.chat_template import wrap
+from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 from tests.tiny_model import KHMER_TEXTS, save_tiny_model
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from khmer_assets.compression import prune
-from khmer_assets.pretraining.model import load_model
+from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 
 

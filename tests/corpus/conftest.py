@@ -3,8 +3,8 @@
 import polars as pl
 import pytest
 
-from khmer_assets.corpus.documents import DOCUMENT, content_hash
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.sources.documents import DOCUMENT, content_hash
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 import yaml
 
-from khmer_assets.corpus.assets import corpus_assets
+from khmer_assets.definitions import assets_by_stage
 from khmer_assets.recipe import Recipe
-from khmer_assets.tokenizer.train import KHMER_PATTERN, train_bpe
+from khmer_assets.tokenizer.bpe import KHMER_PATTERN, train_bpe
 from resources import batches
 from resources.batches import Batches
 from resources.compute import Compute
@@ -33,7 +33,7 @@ class Graph:
     """The stage's assets with a store in a folder of their own."""
 
     def __init__(self, recipe: Recipe, folder: Path, ray_address: str = ""):
-        parts = corpus_assets(recipe)
+        parts = assets_by_stage(recipe)["corpus"]
         checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
         self.store = Store(str(folder / "store"), folder / "cache")
         self.instance = dg.DagsterInstance.ephemeral()
@@ -195,7 +195,7 @@ def test_a_source_that_leaves_the_catalogue_makes_what_is_made_of_all_sources_st
     for number in (len(entries), len(entries) - 1):
         catalogue = tmp_path / f"{number}.yaml"
         catalogue.write_text(yaml.safe_dump({"sources": entries[:number]}))
-        parts = corpus_assets(recipe.model_copy(update={"catalogue": catalogue}))
+        parts = assets_by_stage(recipe.model_copy(update={"catalogue": catalogue}))["corpus"]
         assets = {part.key.to_user_string(): part for part in parts if type(part) is dg.AssetsDefinition}
         versions.append({name: asset.code_versions_by_key[asset.key] for name, asset in assets.items()})
     changed = {name for name in versions[0] if versions[0][name] != versions[1][name]}

@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.corpus.decontamination import (
+    Decontamination,
     Evaluation,
     contamination_batch,
     evaluation_hashes,
     evaluation_sources,
     evaluation_texts,
 )
-from khmer_assets.corpus.documents import SET_ASIDE
-from khmer_assets.corpus.sources import SourceError, fingerprint
-from khmer_assets.recipe import Decontamination, RecipeError
+from khmer_assets.foundation.settings import RecipeError
+from khmer_assets.sources.documents import SET_ASIDE
+from khmer_assets.sources.reading import fingerprint
+from khmer_assets.sources.rows import SourceError
 from tests.corpus.conftest import documents
 
 QUESTION = "តើអ្នកនេសាទចេញទូកទៅរកត្រីក្នុងបឹងធំនៅពេលណា ហើយគាត់ត្រឡប់មកផ្ទះវិញនៅពេលណា?"

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from khmer_assets.corpus.documents import DOCUMENT, SET_ASIDE, content_hash
-from khmer_assets.corpus.filters import filter_batch
+from khmer_assets.corpus.filters import Filters, filter_batch
+from khmer_assets.corpus.page_rules import EnglishPages, KhmerPages
 from khmer_assets.corpus.personal_data import mask
-from khmer_assets.recipe import SAMPLE_RECIPE, EnglishPages, Filters, KhmerPages, Recipe, RecipeError
+from khmer_assets.foundation.settings import RecipeError
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.sources.documents import DOCUMENT, SET_ASIDE, content_hash
 from tests.corpus.conftest import documents
 
 KHMER = "នៅព្រឹកព្រលឹម អ្នកនេសាទចេញទូកទៅរកត្រីក្នុងបឹងធំ ហើយត្រឡប់មកវិញមុនថ្ងៃត្រង់។"
@@ -164,7 +166,7 @@ def test_the_list_of_offensive_words_is_read_with_the_recipe(tmp_path):
     assert pickle.loads(pickle.dumps(recipe.filters)) == recipe.filters
     assert Filters.model_validate(recipe.filters.model_dump(mode="json")) == recipe.filters
     copy = tmp_path / "recipe.yaml"
-    copy.write_text(SAMPLE_RECIPE.read_text().replace("offensive_words: null", "offensive_words: list.txt"))
+    copy.write_text(SAMPLE_RECIPE.read_text().replace("\nfilters:", "\nfilters:\n  offensive_words: list.txt"))
     (tmp_path / "list.txt").write_text("# own list\nអាក្រក់\n")
     assert Recipe.load(copy).filters.offensive_words == ("អាក្រក់",)
     (tmp_path / "list.txt").unlink()

@@ -20,9 +20,9 @@ import polars as pl
 import pytest
 import yaml
 
-from khmer_assets.pretraining import model as models
+from khmer_assets.foundation.home import PROJECT
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
-from resources.home import PROJECT
+from khmer_assets.training import models as models
 from resources.model_server import ModelServer
 from resources.storage import Store
 
@@ -93,7 +93,7 @@ class Factory:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "khmer_assets", *words],
+            [str(Path(sys.executable).parent / "khmer"), *words],
             cwd=PROJECT,
             env=self.environment,
             capture_output=True,

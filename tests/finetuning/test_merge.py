@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.finetuning import merge
-from khmer_assets.pretraining.model import load_model
+from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 from tests.tiny_model import save_tiny_mixture, save_tiny_model
 

@@ -6,9 +6,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from khmer_assets.finetuning import sft
-from khmer_assets.finetuning.sft import IGNORED, batches_of_epoch, encode_chats
-from khmer_assets.recipe import Finetuning
-from khmer_assets.tokenizer.train import train_bpe, wrap
+from khmer_assets.finetuning.sft import IGNORED, Finetuning, batches_of_epoch, encode_chats
+from khmer_assets.tokenizer.bpe import train_bpe
+from khmer_assets.tokenizer.chat_template import wrap
 from resources.payload import PayloadRun
 from tests.tiny_model import save_tiny_model
 
@@ -53,7 +53,7 @@ def test_the_end_of_a_turn_becomes_likely_for_a_model_that_has_never_seen_one(tm
     import torch
     from peft import PeftModel
 
-    from khmer_assets.pretraining.model import load_model
+    from khmer_assets.training.models import load_model
 
     model = save_tiny_model(tmp_path / "model", texts=[message["content"] for message in CHAT])
     (tmp_path / "chats").mkdir()

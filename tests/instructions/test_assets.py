@@ -4,13 +4,13 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from khmer_assets.instructions.assets import adapter_chat_assets, instruction_assets
-from khmer_assets.instructions.chats import CHAT, NEW_CHAT, new_chat, split_chats
-from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, Split
+from khmer_assets.instructions.assets import instruction_assets
+from khmer_assets.instructions.chats import CHAT, NEW_CHAT, Split, new_chat, split_chats
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from resources.storage import FramesIOManager
 
-RECIPE = Recipe.load(SAMPLE_RECIPE).model_copy(update={"adapters": []})
-PARTS = instruction_assets(RECIPE)
+RECIPE = Recipe.load(SAMPLE_RECIPE)
+PARTS = instruction_assets(RECIPE.instructions, RECIPE.seed)
 CHECKS = {part.check_key.name: part for part in PARTS if isinstance(part, dg.AssetChecksDefinition)}
 
 
@@ -60,15 +60,3 @@ def test_an_unanswered_chat_fails_the_check():
     split = Split(train=1, validation=0, test=0)
     faulty = split_chats(pl.LazyFrame(rows, schema=NEW_CHAT), split).collect()
     assert not verdict("chats_are_valid", faulty.select(CHAT.names()))
-
-
-def test_the_chats_of_an_adapter_are_those_of_its_file(tmp_path):
-    recipe = Recipe.load(SAMPLE_RECIPE)
-    chats = recipe.adapters[0].chats
-    assets = adapter_chat_assets(recipe)
-    frames = FramesIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
-    result = dg.materialize(assets, partition_key=recipe.adapters[0].name, resources={"frames": frames})
-    assert result.success
-    rows = pl.read_parquet(frames.store.current("adapter_chats", recipe.adapters[0].name) / "data.parquet")
-    assert rows.height == len(chats.read_text().splitlines())
-    assert set(rows["split"]) == {"train", "validation", "test"}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from khmer_assets.instructions import chat_files
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import split_chats
-from khmer_assets.recipe import Normalization, Split
+from khmer_assets.instructions.chats import Split, split_chats
+from khmer_assets.khmer.normalization import Normalization
 
 NORMALIZATION = Normalization(zero_width_space="remove", fold_deprecated=True)
 SPLIT = Split(train=1, validation=0, test=0)

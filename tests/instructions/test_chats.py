@@ -11,13 +11,13 @@ from khmer_assets.instructions.chats import (
     CHAT,
     NEW_CHAT,
     Message,
+    Split,
     find_fault,
     hash_of,
     new_chat,
     split_chats,
     split_of,
 )
-from khmer_assets.recipe import Split
 
 SPLIT = Split(train=0.8, validation=0.1, test=0.1)
 

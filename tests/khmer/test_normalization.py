@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.khmer import normalization
-from khmer_assets.khmer.normalization import normalize
-from khmer_assets.recipe import Normalization
+from khmer_assets.khmer.normalization import Normalization, normalize
 
 REMOVE = Normalization(zero_width_space="remove", fold_deprecated=True)
 KEEP = Normalization(zero_width_space="keep", fold_deprecated=False)

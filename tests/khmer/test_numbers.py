@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from khmer_assets.khmer.numbers import (
-    LARGEST,
-    number_to_words,
-    to_khmer_digits,
-    to_latin_digits,
-    words_to_number,
-)
+from khmer_assets.khmer.numbers import LARGEST, number_to_words, to_khmer_digits, to_latin_digits, words_to_number
 
 GOLD = Path(__file__).parents[3] / "shared" / "data" / "verbalised_cardinal.tsv"
 

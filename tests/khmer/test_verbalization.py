@@ -5,12 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.khmer.numbers import LARGEST, number_to_words, to_khmer_digits
-from khmer_assets.khmer.verbalization import (
-    Verbalized,
-    verbalize,
-    verbalized_sentences,
-    words_to_digits,
-)
+from khmer_assets.khmer.verbalization import Verbalized, verbalize, verbalized_sentences, words_to_digits
 
 
 @pytest.mark.parametrize(

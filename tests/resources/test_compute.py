@@ -11,8 +11,8 @@ import dagster as dg
 import psutil
 import pytest
 
+from khmer_assets.foundation.home import PROJECT
 from resources.compute import Compute
-from resources.home import PROJECT
 from resources.storage import FoldersIOManager, MissingArtifact, Store
 from tests.resources import counting_payload
 

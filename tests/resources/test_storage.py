@@ -5,17 +5,9 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from resources.storage import (
-    FoldersIOManager,
-    FramesIOManager,
-    MissingArtifact,
-    Store,
-    digest_of_folder,
-    markdown_table,
-)
+from khmer_assets.foundation.files import digest_of_folder
+from resources.storage import FoldersIOManager, FramesIOManager, MissingArtifact, Store
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
 
@@ -145,11 +137,3 @@ def test_a_remote_store_is_read_through_the_cache(tmp_path):
     folder = store.current("model")
     assert folder.is_relative_to(tmp_path / "cache")
     assert (folder / "file.txt").read_text() == "ទូក"
-
-
-@given(st.lists(st.text(), min_size=1))
-def test_a_table_survives_any_text(values):
-    table = markdown_table(pl.DataFrame({"text": values}, strict=False))
-    lines = table.split("\n")
-    assert len(lines) == len(values) + 2
-    assert all(line.count("|") == 2 and "<" not in line for line in lines)

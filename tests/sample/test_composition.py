@@ -6,12 +6,14 @@ from random import Random
 import polars as pl
 import pytest
 
-from khmer_assets.corpus.sources import generated
-from khmer_assets.instructions.chats import split_chats
-from khmer_assets.instructions.generated import compose_chats, written_chats
+from khmer_assets.foundation.settings import RecipeError
+from khmer_assets.instructions.chats import Split, split_chats
+from khmer_assets.instructions.embedded_chats import compose_chats, written_chats
 from khmer_assets.khmer.normalization import normalize
-from khmer_assets.recipe import SAMPLE_RECIPE, Recipe, RecipeError, Source, Split
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.sample import composition
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.kinds import generated
 
 NOWHERE = Path()
 
@@ -30,9 +32,9 @@ def shingles(text: str) -> set[str]:
 
 def test_every_text_of_the_sample_is_canonical_khmer():
     recipe = Recipe.load(SAMPLE_RECIPE)
-    files = [path for path in recipe.catalogue.parent.rglob("*.*") if path.suffix in (".md", ".txt", ".jsonl", ".csv")]
+    files = [path for path in composition.SAMPLE.rglob("*.*") if path.suffix in (".md", ".txt", ".jsonl", ".csv")]
     assert len(files) >= 6
-    for path in [*files, recipe.catalogue.parent / "knowledge.yaml"]:
+    for path in [*files, composition.SAMPLE / "knowledge.yaml"]:
         for line in path.read_text(encoding="utf-8").splitlines():
             words = " ".join(line.split())
             assert normalize(words, recipe.normalization) == (words, {})

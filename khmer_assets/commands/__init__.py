@@ -1,0 +1,44 @@
+"""The command line: `khmer COMMAND`, of which `khmer --help` tells; a module a command.
+
+A command's module has `HELP`, `add_arguments(parser)` and `main(arguments)`, which returns the exit status.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from types import ModuleType
+
+import dagster as dg
+
+from khmer_assets.commands import adapters, ask, benchmark, keys, resume, rollback, run, stop, tune
+from khmer_assets.commands.materialization import MaterializationError
+from khmer_assets.foundation.home import HOME_VARIABLE, home
+from khmer_assets.foundation.processes import PortInUse
+from khmer_assets.foundation.settings import RecipeError
+from khmer_assets.server.state import ModelServerError
+
+COMMANDS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (run, stop, ask, resume, rollback, adapters, benchmark, tune, keys)
+}
+
+
+def main() -> int:
+    """Parse the command line and carry it out; a user's mistake ends with one message and status 2."""
+    parser = argparse.ArgumentParser(prog="khmer", description="From raw Khmer text to a served chat model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    os.environ[HOME_VARIABLE] = str(home())  # one place for the processes that are started from here
+    try:
+        return int(COMMANDS[arguments.command].main(arguments))
+    except (RecipeError, PortInUse, ModelServerError, MaterializationError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the next run goes on from here", file=sys.stderr)
+        return 130

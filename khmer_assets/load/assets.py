@@ -1,0 +1,120 @@
+"""The assets that tell what load the server bears: the log of its use, and on demand the benchmark and the tuning."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from khmer_assets.foundation.plots import as_markdown
+from khmer_assets.foundation.settings import code_version
+from khmer_assets.load import serving_benchmark as benchmark
+from khmer_assets.load import serving_tuning as tuning
+from khmer_assets.load.usage import figures, read_records
+from resources.compute import Compute
+from resources.instance import GPU_POOL, ON_DEMAND
+from resources.model_server import ModelServer
+from resources.storage import MissingArtifact
+from resources.tracking import tracked_run
+
+
+def load_assets(
+    benchmark_settings: benchmark.ServingBenchmark,
+    tuning_settings: tuning.ServingTuning,
+    max_model_length: int,
+    seed: int,
+) -> list[Any]:
+    """audit_log, serving_benchmark with its check, and serving_tuning; `max_model_length` is in tokens."""
+    on_demand: dict[str, Any] = {
+        "group_name": "serving",
+        "io_manager_key": "folders",
+        "kinds": {"vllm"},
+        "pool": GPU_POOL,
+        "tags": ON_DEMAND,
+    }
+
+    @dg.asset(group_name="serving", io_manager_key="frames", kinds={"parquet"}, code_version="1")
+    def audit_log(context: dg.AssetExecutionContext, model_server: ModelServer) -> pl.LazyFrame:
+        """A row a request that the gateway has answered: time, day, key, model, release, texts, tokens, seconds.
+
+        Materialize it again for newer requests. A record that cannot be read is a row with outcome `unreadable`.
+        """
+        log = read_records(Path(model_server.home) / "audit")
+        if (rows := log.collect()).height:
+            pictures = {name: dg.MetadataValue.md(as_markdown(figure)) for name, figure in figures(rows).items()}
+            context.add_output_metadata(pictures)
+        return log
+
+    @dg.asset(**on_demand, code_version=code_version(1, benchmark=benchmark_settings, seed=seed))
+    def serving_benchmark(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model_server: ModelServer,
+        folders: dg.ResourceParam[Any],
+        served_model: Path,
+        chat_dataset: Path,
+        tokenizer: Path,
+    ) -> dg.Output[Path]:
+        """`benchmark.json`, `benchmark.md` and plots: what users see of the served model, from one user to many."""
+        try:
+            former = folders.store.current("serving_benchmark")
+        except MissingArtifact:
+            former = None
+        return compute.run(
+            context,
+            benchmark.__name__,
+            benchmark.Spec(
+                server=Path(model_server.home) / "server",
+                address=model_server.address,
+                release=json.loads((served_model / "endpoint.json").read_text())["digest"],
+                tokenizer=tokenizer,
+                chats=chat_dataset,
+                former=former,
+                settings=benchmark_settings,
+                seed=seed,
+            ),
+        )
+
+    @dg.asset_check(asset=serving_benchmark)
+    def every_request_is_answered(serving_benchmark: Path) -> dg.AssetCheckResult:
+        """No request of the benchmark failed, with however many users."""
+        runs = json.loads((serving_benchmark / "benchmark.json").read_text())["runs"]
+        failed = sum(run["failed"] for run in runs)
+        answered = sum(run["completed"] for run in runs)
+        return dg.AssetCheckResult(passed=failed == 0, metadata={"failed": failed, "answered": answered})
+
+    @dg.asset(
+        **on_demand, code_version=code_version(1, tuning=tuning_settings, max_model_length=max_model_length, seed=seed)
+    )
+    def serving_tuning(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model_server: ModelServer,
+        mlflow: dg.ResourceParam[Any],
+        release: Path,
+        chat_dataset: Path,
+    ) -> dg.Output[Path]:
+        """`tuning.json`, `tuning.md` and a plot: vLLM's settings with the highest throughput under a limit of latency.
+
+        The next deployment uses them.
+        """
+        with tracked_run(mlflow, context) as env:
+            found = compute.run(
+                context,
+                tuning.__name__,
+                tuning.Spec(
+                    release=release,
+                    max_model_length=max_model_length,
+                    engine=model_server.engine,
+                    engines=Path(model_server.home) / "server" / "tuning",
+                    chats=chat_dataset,
+                    settings=tuning_settings,
+                    seed=seed,
+                ),
+                env=env,
+            )
+        model_server.keep_tuned(json.loads((found.value / "tuning.json").read_text())["engine"])
+        return found
+
+    return [audit_log, serving_benchmark, every_request_is_answered, serving_tuning]

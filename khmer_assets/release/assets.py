@@ -1,0 +1,145 @@
+"""The assets of the release stage: the bundle, the gates, the release that passes them, and its deployment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from khmer_assets.foundation.settings import code_version, digest_of
+from khmer_assets.release import bundle
+from khmer_assets.release import release as release_payload
+from khmer_assets.release.deployment import Deployment, deploy, registered_answer, served_endpoint
+from khmer_assets.release.gates import Release
+from khmer_assets.server.state import ModelVersion
+from resources.blocking_checks import require_checks
+from resources.compute import Compute
+from resources.instance import GPU_POOL
+from resources.model_server import MODEL_NAME, ModelServer, ModelServerError
+
+
+def release_assets(
+    recipe: dict[str, Any],
+    sources: list[dict[str, Any]],
+    settings: Release,
+    deployment: Deployment,
+    has_adapters: bool,
+    max_new_tokens: int,
+) -> list[Any]:
+    """release_bundle, the gates of benchmark_report, release and served_model.
+
+    `recipe` and `sources` are what the model card tells of all settings and of the catalogue. An answer of the served
+    model has at most `max_new_tokens` tokens.
+    """
+    asset, partition = settings.artifact
+    mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None
+    released_model = dg.AssetIn(asset, partition_mapping=mapping)
+    deployed = deployment.model_dump(mode="json", exclude={"benchmark", "tuning"})
+    deployed["adapters"] = has_adapters  # engines are started with room for them
+
+    @dg.asset(
+        group_name="compression",
+        io_manager_key="folders",
+        pool=GPU_POOL,
+        kinds={"zstandard"},
+        ins={"model": released_model},
+        code_version=f"1-{settings.variant}",
+    )
+    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> dg.Output[Path]:
+        """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
+        spec = bundle.Spec(
+            model=model,
+            variant=settings.variant,
+            recipe=recipe,
+            sources=sources,
+        )
+        return compute.run(context, bundle.__name__, spec)
+
+    @dg.asset_check(asset="release_bundle", blocking=True)
+    def bundle_is_bit_identical(release_bundle: Path) -> dg.AssetCheckResult:
+        """Unpacking the bundle gives the model back bit by bit, with the checksums that it names."""
+        figures = json.loads((release_bundle / bundle.FIGURES).read_text())
+        return dg.AssetCheckResult(passed=figures["bit_identical"], metadata=figures)
+
+    def released(benchmark_report: Path) -> dict[str, Any]:
+        figures = json.loads((benchmark_report / "report.json").read_text())["variants"][settings.variant]
+        return dict(figures)
+
+    @dg.asset_check(asset="benchmark_report", blocking=True)
+    def released_variant_predicts_text(benchmark_report: Path) -> dg.AssetCheckResult:
+        """Bits a character of the variant to be released stay below the recipe's limit in every language."""
+        bits = released(benchmark_report)["bits_per_character"]
+        limit = settings.max_bits_per_character
+        return dg.AssetCheckResult(passed=all(b <= limit for b in bits.values()), metadata={**bits, "limit": limit})
+
+    @dg.asset_check(asset="benchmark_report", blocking=True)
+    def released_variant_answers(benchmark_report: Path) -> dg.AssetCheckResult:
+        """The share of test chats that the variant to be released answers exactly reaches the recipe's floor."""
+        accuracy = released(benchmark_report)["answer_accuracy"]
+        floor = settings.min_answer_accuracy
+        return dg.AssetCheckResult(
+            passed=accuracy is not None and accuracy >= floor,
+            metadata={"answer_accuracy": accuracy if accuracy is not None else 0.0, "floor": floor},
+        )
+
+    @dg.asset(
+        group_name="serving",
+        io_manager_key="folders",
+        kinds={"huggingface"},
+        ins={"model": released_model},
+        code_version=code_version(1, release=settings),
+    )
+    def release(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model: Path,
+        benchmark_report: Path,
+        release_bundle: Path,
+    ) -> dg.Output[Path]:
+        """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met."""
+        require_checks(context)
+        return compute.run(
+            context,
+            release_payload.__name__,
+            release_payload.Spec(
+                recipe=recipe["name"],
+                variant=settings.variant,
+                model=model,
+                report=benchmark_report,
+                bundle=release_bundle,
+            ),
+        )
+
+    @dg.asset(
+        group_name="serving",
+        io_manager_key="folders",
+        kinds={"vllm"},
+        code_version=f"1-{digest_of(deployed)[:12]}",
+    )
+    def served_model(context: dg.AssetExecutionContext, model_server: ModelServer, release: Path) -> Path:
+        """`endpoint.json`: address, model names and digest of what is served. The key is not in it."""
+        try:
+            seconds = deploy(model_server, release, deployment.max_model_length, context.log.info)
+            answer = registered_answer(model_server, MODEL_NAME, release / "model", deployment.question, max_new_tokens)
+        except ModelServerError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        context.add_output_metadata(
+            {
+                "address": dg.MetadataValue.url(model_server.base_url),
+                "served_digest": release.name,
+                "question": deployment.question,
+                "answer": answer,
+                "seconds_to_healthy": round(seconds, 1),
+            }
+        )
+        names = ModelVersion(digest=release.name, max_model_length=deployment.max_model_length).names
+        return served_endpoint(model_server, release.name, names)  # without the adapters, which come and go
+
+    return [
+        release_bundle,
+        bundle_is_bit_identical,
+        released_variant_predicts_text,
+        released_variant_answers,
+        release,
+        served_model,
+    ]

@@ -1,0 +1,1 @@
+"""What runs while people ask: the gateway, the engines and the supervisor that keeps them up."""

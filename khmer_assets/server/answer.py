@@ -1,0 +1,221 @@
+"""One request on its way to an engine, and the answer on its way back.
+
+What belongs here: attempts, retries, streaming, and what an answer leaves behind: a record, a log line, figures. What
+does not: whether a request is let in (`front_door.py`), which engine it gets (`balancing.py`).
+"""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from khmer_assets.server import metrics
+from khmer_assets.server.audit_log import Record
+from khmer_assets.server.connections import Connection, Unreachable
+from khmer_assets.server.events import Events
+from khmer_assets.server.front_door import FrontDoor
+from khmer_assets.server.http_protocol import error_response
+from khmer_assets.server.keys import Key
+from khmer_assets.server.rate_limits import Allowance
+from khmer_assets.server.refusals import Refused
+from khmer_assets.server.request_log import log
+from khmer_assets.server.requests import Body, Generation, StreamOptions
+
+MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
+LOGGED = (
+    *("id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
+    *("seconds", "seconds_to_first_token", "finish_reason"),
+)
+
+
+class EngineStarting(Exception):
+    """An engine that listens, but has not read its model yet."""
+
+
+class EngineFailure(Exception):
+    """An engine that broke off or said that the fault is its own."""
+
+
+class Answer:
+    """One request on its way to an engine, and the answer on its way back. Starlette calls it as a response."""
+
+    def __init__(self, door: FrontDoor, path: str, body: Body, key: Key, allowance: Allowance | None):
+        self.door = door
+        self.path = path
+        self.body = body
+        self.allowance = allowance
+        self.record = Record(door.audit, path, body, key.id)
+        self.asked_for_usage = isinstance(body, Generation) and bool(
+            body.stream_options and body.stream_options.include_usage
+        )
+        self.status = 500
+        self.started = False  # whether the user has got anything
+        self.outcome = "failed"
+        self.error: str | None = None
+        self.closed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, until it is done, out of time, or nobody listens any more."""
+        self.write_chunk = scope["state"]["write_chunk"]
+        seconds = self.door.settings.request_seconds
+        answering = asyncio.create_task(self._answer(send))
+        listening = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({answering, listening}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                refused = _refusal(answering)
+            elif listening.done():
+                refused = None
+                self.outcome, self.status = "cancelled", 499
+            else:
+                refused = Refused(504, f"no whole answer within {seconds:g} s")
+            if refused:
+                self.error = refused.message
+                self.status = refused.status
+        finally:
+            for task in (answering, listening):
+                task.cancel()
+            await asyncio.wait({answering, listening})
+            self._close()
+        if refused:
+            if not self.started:
+                await error_response(refused)(scope, receive, send)
+            else:  # an error among the pieces: OpenAI's client raises it
+                event = b"data: " + json.dumps(refused.body()).encode() + b"\n\n"
+                await send({"type": "http.response.body", "body": event, "more_body": False})
+        self._tell()
+
+    def _tell(self) -> None:
+        fields = self.record.fields
+        metrics.LATENCY.labels(self.path).observe(fields["seconds"])
+        metrics.REQUESTS.labels(self.path, self.status).inc()
+        metrics.OUTCOMES.labels(self.outcome).inc()
+        usage = fields["usage"] or {}
+        for kind in ("prompt_tokens", "completion_tokens"):
+            metrics.TOKENS.labels(kind).inc(usage.get(kind) or 0)
+        told = {name: fields[name] for name in LOGGED} | {"status": self.status, "tokens": self.record.tokens}
+        log.info(json.dumps(told))
+
+    async def _answer(self, send: Send) -> None:
+        """Try engines until one answers: nothing is lost while the user has got nothing."""
+        door = self.door
+        tried: set[int] = set()
+        broken = 0
+        while True:
+            port = await door.balance.engine(tried, door.settings.wait_seconds, door.refresh)
+            try:
+                with door.balance.counted(port):
+                    return await self._from(port, send)
+            except (Unreachable, EngineStarting):  # it has not begun with the request
+                failure = "the engine cannot be reached"
+            except (ConnectionError, EngineFailure) as error:
+                failure = str(error) or repr(error)
+                broken += 1
+            log.warning(json.dumps({"engine": port, "id": self.record.id, "failure": failure}))
+            door.balance.rest(port)
+            metrics.ENGINE_UP.labels(port).set(0)
+            if self.started or broken >= MAX_ATTEMPTS:
+                raise Refused(502, "the engine broke off")
+            tried.add(port)
+            metrics.RETRIES.inc()
+
+    async def _from(self, port: int, send: Send) -> None:
+        """One attempt. Raises `Unreachable`, `EngineStarting`, `EngineFailure`, `ConnectionError` and `Refused`."""
+        door = self.door
+        release, kind = door.state.release, door.kind
+        assert release is not None and kind is not None, "an engine serves a release"
+        if self.body.model not in door.names:  # it was when the request came
+            raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
+        adapter = door.names[self.body.model]
+        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        update: dict[str, Any] = {"model": (adapter or release).names[1]}
+        if self.body.streams():
+            update["stream_options"] = StreamOptions(include_usage=True)
+        content = kind.content(self.body.model_copy(update=update))
+        async with door.connections.asked(port, "POST", self.path, content) as response:
+            metrics.ENGINE_UP.labels(port).set(1)
+            self.status = response.status
+            if response.status == 503:
+                raise EngineStarting
+            if response.status >= 500 or response.status == 401:  # its key is ours, not the user's
+                raise EngineFailure(f"it answered with status {response.status}")
+            if response.status == 200 and self.body.streams():
+                await self._stream(response, send)
+                return
+            answer = b"".join([piece async for piece in response])
+            self._note_first_byte()
+            self.outcome = "completed" if response.status == 200 else "refused"
+            if response.status != 200:
+                self.error = answer[:500].decode(errors="replace")
+                if refused := kind.refusal(response.status, answer, self.path):
+                    raise refused
+            self.record.whole(answer)
+            self._close()
+            await self._start(send, response.status, response.content_type)
+            await send({"type": "http.response.body", "body": answer, "more_body": False})
+
+    async def _stream(self, response: Connection, send: Send) -> None:
+        self.events = Events(self.asked_for_usage)
+        async for piece in response:
+            if not (events := self._kept(piece)):
+                continue
+            if not self.started:
+                self._note_first_byte()
+                await self._start(send, 200, "text/event-stream")
+            await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
+            await response.forward(self._pass_on)
+        if not self.events.ended:
+            raise EngineFailure("the stream has no end mark")
+        self.outcome = "completed"
+        self._close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _kept(self, piece: bytes) -> bytes:
+        """What the user gets of it: whole events, which are in the journal now."""
+        if not (events := self.events.whole(piece)):
+            return b""
+        self.record.append(events)
+        return self.events.asked_for(events)
+
+    def _pass_on(self, piece: bytes) -> bool:
+        events = self._kept(piece)
+        return not events or self.write_chunk(events)
+
+    async def _start(self, send: Send, status: int, content_type: str) -> None:
+        self.started = True
+        headers = [
+            (b"content-type", content_type.encode()),
+            (b"x-request-id", self.record.id.encode()),
+            (b"x-khmer-release", str(self.record.fields["release"]).encode()),
+        ]
+        if adapter := self.record.fields["adapter"]:
+            headers.append((b"x-khmer-adapter", adapter.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _note_first_byte(self) -> None:
+        self.record.first_byte = time.monotonic()
+        metrics.FIRST_TOKEN.observe(self.record.first_byte - self.record.started)
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            try:
+                self.record.close(self.outcome, self.error)
+            finally:
+                if self.allowance is not None:
+                    self.allowance.release(self.record.tokens)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(task: "asyncio.Task[None]") -> Refused | None:
+    error = task.exception()
+    if error is None or isinstance(error, Refused):
+        return error
+    log.error(json.dumps({"error": repr(error)}), exc_info=error)
+    return Refused(500, "the gateway failed; its log tells why")

@@ -1,0 +1,220 @@
+"""Audit records: a JSON file a request, there as soon as its answer is, also when the gateway is killed meanwhile.
+
+A streamed answer is first appended to a journal, each piece before the user gets it. When it ends, the record is
+written aside, renamed to its place, and the journal deleted. A journal that is found at start belongs to a gateway
+that was killed; it is settled then. What has been written outlives the process, though not a loss of power.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from pydantic_core import from_json, to_json
+
+from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.server.events import END_MARK
+from khmer_assets.server.requests import Body, Chat, Completion, Tokenization
+
+JOURNALS = ".open"
+REDACTED = "[redacted]"
+# fields without a user's words
+PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason")
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+class AuditSettings(Settings):
+    """`redact`: regular expressions; what they match is replaced in audit records.
+
+    `retention_days`: of audit records.
+    """
+
+    redact: list[Annotated[str, AfterValidator(_compiles)]] = []
+    retention_days: PositiveInt = 90
+
+
+class Record:
+    """One request. `fields` is what the file will hold."""
+
+    def __init__(self, log: "AuditLog", path: str, body: Body, key: str):
+        now = datetime.now(UTC)
+        self.log = log
+        self.id = secrets.token_hex(4)
+        self.started = time.monotonic()
+        self.first_byte: float | None = None
+        kind = path.removeprefix("/v1/").strip("/").replace("/", "_")
+        self.name = f"{kind}_{self.id}_{now:%Y%m%dT%H%M%S.%fZ}.json"
+        self.body = body
+        self.fields: dict[str, Any] = {
+            "id": self.id,
+            "time": now.isoformat(),
+            "key_id": key,
+            "endpoint": path,
+            "model": body.model,
+            "release": None,
+            "adapter": None,
+        }
+        self._journal: int | None = None
+        self._answer: list[bytes] = []
+
+    def append(self, piece: bytes) -> None:
+        """Keep a piece of a streamed answer. Call it before the piece is sent."""
+        if self._journal is None:
+            self._journal = os.open(self.log.journals + self.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self.describe()
+            os.write(self._journal, to_json(self.fields) + b"\n")
+        os.write(self._journal, piece)
+        self._answer.append(piece)
+
+    def whole(self, answer: bytes) -> None:
+        """Keep an answer that comes in one piece; it is on the disk after `close`."""
+        self._answer = [answer]
+
+    def describe(self) -> None:
+        """Put what was asked into the fields."""
+        asked = self.body.model_dump(exclude_none=True, exclude={"model", "messages", "prompt", "input"})
+        self.fields["parameters"] = asked
+        if isinstance(self.body, Chat):
+            turns = self.body.messages
+            system = [turn.text() for turn in turns if turn.role in ("system", "developer")]
+            self.fields["system_prompt"] = "\n".join(system) or None
+            others = [{"role": turn.role, "content": turn.text()} for turn in turns]
+            self.fields["user_input"] = next((t["content"] for t in reversed(others) if t["role"] == "user"), None)
+            self.fields["messages"] = others
+        else:
+            self.fields["system_prompt"] = None
+            self.fields["user_input"] = (
+                self.body.prompt if isinstance(self.body, Completion | Tokenization) else self.body.texts()[0]
+            )
+
+    def close(self, outcome: str, error: str | None = None) -> None:
+        """Write the record: `outcome` is completed, cancelled, failed or interrupted."""
+        if "parameters" not in self.fields:
+            self.describe()
+        ended = time.monotonic()
+        seconds = {
+            "seconds_to_first_token": None if self.first_byte is None else round(self.first_byte - self.started, 6),
+            "seconds": round(ended - self.started, 6),
+        }
+        self.fields |= seconds | read_answer(b"".join(self._answer)) | {"outcome": outcome, "error": error}
+        self.log.write(self.name, self.fields)
+        if self._journal is not None:
+            os.close(self._journal)
+            os.unlink(self.log.journals + self.name)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer together, as far as the engine has told."""
+        return int((self.fields.get("usage") or {}).get("total_tokens") or 0)
+
+
+class AuditLog:
+    """The folder of records: `YYYY-MM-DD/<endpoint>_<id>_<time>.json`. `redact`: what no record may hold."""
+
+    def __init__(self, folder: Path, redact: list[str], retention_days: int):
+        self.folder = folder
+        self.patterns = [re.compile(pattern) for pattern in redact]
+        self.retention_days = retention_days
+        (folder / JOURNALS).mkdir(parents=True, exist_ok=True)
+        self.journals = f"{folder / JOURNALS}/"  # a string: paths take longer than what is done with them
+
+    def write(self, name: str, fields: dict[str, Any]) -> None:
+        """Put a record in its place in one step."""
+        day = f"{self.folder}/{fields['time'][:10]}"
+        if self.patterns:
+            fields = {key: value if key in PLAIN else self._redacted(value) for key, value in fields.items()}
+        aside = f"{self.journals}{name}.aside"
+        with open(aside, "wb", buffering=0) as file:
+            file.write(to_json(fields, indent=1))
+        try:
+            os.replace(aside, f"{day}/{name}")
+        except FileNotFoundError:
+            os.makedirs(day, exist_ok=True)
+            os.replace(aside, f"{day}/{name}")
+
+    def settle(self) -> int:
+        """Turn the journals of a killed gateway into records; return how many. Call it before the first request."""
+        settled = 0
+        for journal in sorted((self.folder / JOURNALS).iterdir()):
+            head, _, answer = journal.read_bytes().partition(b"\n")
+            try:
+                fields = json.loads(head)
+            except ValueError:  # killed while it was being written: nothing had been sent
+                journal.unlink()
+                continue
+            if journal.suffix == ".json" and not (self.folder / fields["time"][:10] / journal.name).exists():
+                whole = END_MARK in answer
+                outcome = "completed" if whole else "interrupted"
+                error = None if whole else "the gateway was killed"
+                times = {"seconds_to_first_token": None, "seconds": None}
+                self.write(journal.name, fields | times | read_answer(answer) | {"outcome": outcome, "error": error})
+                settled += 1
+            journal.unlink(missing_ok=True)
+        return settled
+
+    def forget_old(self) -> None:
+        """Delete the days that are older than the retention."""
+        oldest = datetime.now(UTC).date() - timedelta(days=self.retention_days)
+        for day in self.folder.glob("????-??-??"):
+            try:
+                if date.fromisoformat(day.name) < oldest:
+                    shutil.rmtree(day)
+            except ValueError:
+                continue
+
+    def _redacted(self, value: Any) -> Any:
+        if isinstance(value, str):
+            for pattern in self.patterns:
+                value = pattern.sub(REDACTED, value)
+        elif isinstance(value, list):
+            return [self._redacted(item) for item in value]
+        elif isinstance(value, dict):
+            return {key: self._redacted(item) for key, item in value.items()}
+        return value
+
+
+def read_answer(answer: bytes) -> dict[str, Any]:
+    """`output` (a text a choice, or None), `usage` and `finish_reason` of what an engine has sent, whole or in part."""
+    texts: dict[int, list[str]] = {}
+    reasons: dict[int, str] = {}
+    usage = None
+    for message in _messages(answer):
+        usage = message.get("usage") or usage
+        for choice in message.get("choices") or ():
+            index = choice.get("index", 0)
+            said = choice.get("delta") or choice.get("message") or choice
+            texts.setdefault(index, []).append(said.get("content") or said.get("text") or "")
+            if choice.get("finish_reason"):
+                reasons[index] = choice["finish_reason"]
+    outputs = ["".join(texts[index]) for index in sorted(texts)]
+    return {
+        "output": outputs[0] if len(outputs) == 1 else outputs or None,
+        "usage": usage,
+        "finish_reason": ",".join(reasons[index] for index in sorted(reasons)) or None,
+    }
+
+
+def _messages(answer: bytes) -> Iterator[dict[str, Any]]:
+    for line in answer.split(b"\n") if answer.startswith(b"data:") else [answer]:
+        if b"{" not in line:  # the end mark, or nothing: an exception would cost more than all the parsing
+            continue
+        try:
+            message = from_json(line.removeprefix(b"data:"))
+        except ValueError:  # a piece that was cut
+            continue
+        if isinstance(message, dict):
+            yield message

@@ -1,0 +1,43 @@
+"""The kinds of engines: vLLM, and llama.cpp for a GGUF file. What differs between them is behind one interface.
+
+What belongs here: what is asked of a kind, and which kind runs a model. What does not: what the answer is, which stands
+in the kind's own module, `vllm.py` or `llama_cpp.py`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from khmer_assets.server.llama_cpp import LlamaCpp, gguf_file
+from khmer_assets.server.refusals import Refused
+from khmer_assets.server.requests import Body
+from khmer_assets.server.state import AdapterVersion, ModelVersion
+from khmer_assets.server.vllm import Vllm
+
+
+class EngineKind(Protocol):
+    """All that differs between engines: how one is started, and in which words it is asked and refuses."""
+
+    def require(self, model: Path) -> None:
+        """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
+
+    def command(
+        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
+    ) -> tuple[list[str], dict[str, str], Path]:
+        """What starts an engine on 127.0.0.1:`port`: the words, what they add to the environment, and where.
+
+        `folder` holds the server's state. Raises `ModelServerError` when the engine is not installed.
+        """
+
+    def check(self, body: Body) -> None:
+        """Raise `Refused` for what the engine cannot do."""
+
+    def content(self, body: Body) -> bytes:
+        """The body in the engine's words. Raises `Refused` as `check` does."""
+
+    def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
+        """An error that the engine has answered, as OpenAI would tell it; None where the answer itself does."""
+
+
+def kind_of(model: Path) -> EngineKind:
+    """The kind that runs the model in a folder: llama.cpp a GGUF file, vLLM a transformers folder."""
+    return LlamaCpp() if gguf_file(model) else Vllm()

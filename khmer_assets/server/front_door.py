@@ -1,0 +1,103 @@
+"""What all requests share: the served release, the keys and what they have left, the engines' load, the audit log.
+
+What belongs here: what is read again when `server.json` has changed, and who may ask for what. What does not: HTTP
+(`routes.py`), and a request on its way (`answer.py`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from khmer_assets.foundation.files import file_version
+from khmer_assets.server import metrics
+from khmer_assets.server.audit_log import AuditLog
+from khmer_assets.server.balancing import Balance
+from khmer_assets.server.connections import Connections
+from khmer_assets.server.engine_kinds import EngineKind, kind_of
+from khmer_assets.server.gateway_settings import GatewaySettings
+from khmer_assets.server.kept_models import kept_model
+from khmer_assets.server.keys import OWNER, Key, KeyFile, engine_key
+from khmer_assets.server.rate_limits import Allowance, Allowances
+from khmer_assets.server.refusals import Refused
+from khmer_assets.server.requests import Body
+from khmer_assets.server.state import ServerState
+
+
+class FrontDoor:
+    """The gateway but for HTTP. Its state lies in `home`, and `server.json` there says what is served."""
+
+    settings: GatewaySettings
+    audit: AuditLog
+    kind: EngineKind | None  # of the release's engines; None without a release
+
+    def __init__(self, home: Path):
+        self.folder = home / "server"
+        self.audit_folder = home / "audit"
+        self.keys = KeyFile(self.folder)
+        self.allowances = Allowances()
+        self.balance = Balance()
+        self._seen: tuple[int, int] | None = None
+        self.refresh()
+        self.connections = Connections(engine_key(self.folder))
+
+    def refresh(self) -> None:
+        """Read `server.json` again if it has changed."""
+        seen = file_version(self.folder / "server.json")
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self.state = ServerState.read(self.folder)
+        self.names = self.state.names()
+        release = self.state.release
+        self.kind = kind_of(kept_model(self.folder, release.digest)) if release is not None else None
+        self.balance.follow(self.state.ports)
+        self.settings = GatewaySettings.model_validate(self.state.gateway)
+        self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
+        self.allowances.follow(self.settings.tiers)
+        metrics.note_served(release.digest if release is not None else None, self.state.ports)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The served names, as /v1/models shows them: `root` is the digest of what answers, `parent` its model's."""
+        if (release := self.state.release) is None:
+            return []
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "khmer-llm-factory",
+                "root": adapter.digest if adapter else release.digest,
+                "parent": release.digest if adapter else None,
+                "max_model_len": release.max_model_length,
+            }
+            for name, adapter in self.names.items()
+        ]
+
+    def key_of(self, authorization: str) -> Key:
+        """The key in a request's header `Authorization`. Raises `Refused` (401) without a valid one."""
+        scheme, _, text = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not text:
+            raise Refused(401, "no API key: send the header `Authorization: Bearer KEY`", code="invalid_api_key")
+        key = self.keys.find(text.strip())
+        if key is None:
+            raise Refused(401, "this API key is unknown or revoked", code="invalid_api_key")
+        return key
+
+    def admit(self, key: Key, body: Body) -> Allowance | None:
+        """Count a request of this key, and return what the key has left; None for the owner's, which has no limits.
+
+        Raises `Refused` for a model that is not served, what its engines cannot do, and what the key may not.
+        """
+        if body.model not in self.names:
+            message = f"there is no model {body.model!r}; served are {', '.join(self.names)}"
+            raise Refused(404, message, code="model_not_found", parameter="model")
+        assert self.kind is not None, "a release has the names"
+        self.kind.check(body)  # refused before it counts
+        if sum(self.balance.running.values()) >= self.settings.max_requests:
+            raise Refused(503, "too many requests at the moment", retry_after=1)
+        if key.id == OWNER:
+            return None
+        allowance = self.allowances.of(key.id, key.tier)
+        if not allowance.may_use(body.model):
+            raise Refused(403, f"this key may not use {body.model}", code="model_not_allowed", parameter="model")
+        allowance.admit()
+        return allowance

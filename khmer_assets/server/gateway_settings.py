@@ -1,0 +1,37 @@
+"""The settings of the front door, put together from those of its parts.
+
+What belongs here: what no part obeys alone. What does not: a part's own settings, which stand in its module. No web
+server is imported here: the recipe reads these settings.
+"""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from khmer_assets.foundation.settings import Name, PositiveFloat, PositiveInt
+from khmer_assets.server.audit_log import AuditSettings
+from khmer_assets.server.balancing import Waiting
+from khmer_assets.server.rate_limits import Tier
+
+
+class GatewaySettings(AuditSettings, Waiting):
+    """The front door: what each tier of keys may use, and what it takes on of all of them together.
+
+    `max_requests`: with engines at a time. A body must be whole after `body_seconds`, an answer after
+    `request_seconds`. `tls_certificate`, `tls_key`: PEM files; then the gateway speaks https.
+    """
+
+    tiers: dict[Name, Tier] = {"standard": Tier()}
+    max_requests: PositiveInt = 1000
+    max_body_bytes: PositiveInt = 1_048_576
+    body_seconds: PositiveFloat = 30
+    request_seconds: PositiveFloat = 600
+
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "GatewaySettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        return self

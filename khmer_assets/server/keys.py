@@ -1,0 +1,121 @@
+"""API keys: those of users, of which `keys.json` holds hashes, this machine's owner's, and the engines'.
+
+What belongs here: whose a key is. What does not: how much its user may ask for (`limits.py`).
+"""
+
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter
+
+from khmer_assets.foundation.files import file_version
+
+PREFIX = "khmer"
+OWNER = "owner"  # the id of this machine's own key, `<home>/server/api_key`
+
+
+class Key(BaseModel):
+    """One key. The secret is 256 random bits, so a plain SHA-256 of it is safe to keep."""
+
+    id: str
+    name: str
+    tier: str
+    sha256: str
+    created: datetime
+    revoked: datetime | None = None
+
+
+KEYS = TypeAdapter(list[Key])
+
+
+class KeyFile:
+    """The keys in `<folder>/keys.json`, read again when the file has changed, and the owner's in `api_key`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file = folder / "keys.json"
+        self._seen: tuple[int, ...] | None = None
+        self._keys: dict[str, Key] = {}
+
+    def create(self, name: str, tier: str) -> tuple[Key, str]:
+        """Add a key; return it and the text that its user sends, which is kept nowhere."""
+        with self._changing() as keys:
+            identity = secrets.token_hex(4)
+            text = f"{PREFIX}-{identity}-{secrets.token_urlsafe(32)}"
+            key = Key(id=identity, name=name, tier=tier, sha256=_hash(text), created=datetime.now(UTC))
+            keys.append(key)
+        return key, text
+
+    def all(self) -> list[Key]:
+        """All keys, the revoked ones too."""
+        return KEYS.validate_json(self._file.read_bytes()) if self._file.exists() else []
+
+    def revoke(self, identity: str) -> Key:
+        """End a key from now on. Raises `LookupError` when there is none of this id."""
+        with self._changing() as keys:
+            for key in keys:
+                if key.id == identity:
+                    key.revoked = key.revoked or datetime.now(UTC)
+                    return key
+        raise LookupError(f"no key has the id {identity!r}; `keys list` shows all")
+
+    def find(self, text: str) -> Key | None:
+        """The key that a user has sent, unless it is unknown or revoked."""
+        self._refresh()
+        prefix, _, rest = text.partition("-")
+        identity = rest.partition("-")[0] if prefix == PREFIX else OWNER
+        key = self._keys.get(identity)
+        if key is None or key.revoked or not hmac.compare_digest(_hash(text), key.sha256):
+            return None
+        return key
+
+    def _refresh(self) -> None:
+        seen = (*file_version(self._file), *file_version(self.folder / "api_key"))
+        if seen != self._seen:
+            self._seen = seen
+            self._keys = {key.id: key for key in self.all()}
+            if (owner := self.folder / "api_key").exists():
+                digest = _hash(owner.read_text().strip())
+                self._keys[OWNER] = Key(id=OWNER, name=OWNER, tier="", sha256=digest, created=datetime.now(UTC))
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Key]]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "keys.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            keys = self.all()
+            yield keys
+            aside = self._file.with_suffix(".aside")
+            aside.touch(mode=0o600)
+            aside.write_bytes(KEYS.dump_json(keys, indent=1))
+            os.replace(aside, self._file)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def secret(file: Path) -> str:
+    """The secret in `file`, readable by its owner alone; made at the first call."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(dir=file.parent)  # mode 0600
+        with os.fdopen(descriptor, "w") as opened:
+            opened.write(secrets.token_urlsafe(32))
+        with suppress(FileExistsError):  # another process was faster, and its secret counts
+            os.link(aside, file)
+        os.unlink(aside)
+    return file.read_text().strip()
+
+
+def engine_key(folder: Path) -> str:
+    """The key that the engines want. Only the gateway uses it; users have keys of their own."""
+    return secret(folder / "engine_key")

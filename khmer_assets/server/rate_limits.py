@@ -1,0 +1,99 @@
+"""How much each key may use in a minute: its tier, and what it has left, which is kept in memory."""
+
+import time
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import Field
+
+from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.server.refusals import Refused
+
+MINUTE = 60.0
+
+
+class Tier(Settings):
+    """What a key may use: requests and tokens (prompt and answer) a minute, answers at a time, and which models.
+
+    `models`: names as /v1/models shows them; `*` stands for any characters.
+    """
+
+    requests_a_minute: PositiveInt = 60
+    tokens_a_minute: PositiveInt = 60_000
+    streams: PositiveInt = 4
+    models: Annotated[list[str], Field(min_length=1)] = ["*"]
+
+
+class Bucket:
+    """An allowance of a minute, refilled steadily. What is taken may exceed what is left: then it is owed."""
+
+    def __init__(self, a_minute: float):
+        self.a_minute = a_minute
+        self._left = a_minute
+        self._at = time.monotonic()
+
+    def wait(self, amount: float = 1) -> float:
+        """Seconds until `amount` may be taken."""
+        now = time.monotonic()
+        self._left = min(self.a_minute, self._left + (now - self._at) * self.a_minute / MINUTE)
+        self._at = now
+        return max(0.0, (amount - self._left) * MINUTE / self.a_minute)
+
+    def take(self, amount: float) -> None:
+        """Take it, whether or not it is there."""
+        self._left -= amount
+
+
+class Allowance:
+    """What one key has left in this minute, and how many answers it is getting."""
+
+    def __init__(self, tier: Tier):
+        self.tier = tier
+        self.streams = 0
+        self.requests = Bucket(tier.requests_a_minute)
+        self.tokens = Bucket(tier.tokens_a_minute)
+
+    def admit(self) -> None:
+        """Count one more answer. Raises `Refused` (429) with the seconds to wait when the key has used what it may."""
+        wait = max(self.requests.wait(), self.tokens.wait())
+        if self.streams >= self.tier.streams:
+            raise Refused(429, f"this key may get {self.tier.streams} answers at a time", retry_after=1)
+        if wait:
+            tier = f"{self.tier.requests_a_minute} requests and {self.tier.tokens_a_minute} tokens a minute"
+            raise Refused(429, f"this key may use {tier}; try again in {wait:.0f} s", retry_after=wait)
+        self.requests.take(1)
+        self.streams += 1
+
+    def release(self, tokens: int) -> None:
+        """Note the end of an answer that has used so many tokens."""
+        self.streams -= 1
+        self.tokens.take(tokens)
+
+    def may_use(self, model: str) -> bool:
+        """Whether the tier names the model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.tier.models)
+
+
+class Allowances:
+    """What all keys have left."""
+
+    def __init__(self) -> None:
+        self._tiers: dict[str, Tier] = {}
+        self._allowances: dict[str, Allowance] = {}
+
+    def follow(self, tiers: dict[str, Tier]) -> None:
+        """Let these be the tiers from now on; a key whose tier has not changed has left what it had."""
+        self._tiers = tiers
+        self._allowances = {
+            identity: allowance
+            for identity, allowance in self._allowances.items()
+            if allowance.tier in self._tiers.values()
+        }
+
+    def of(self, identity: str, tier: str) -> Allowance:
+        """What the key of this id has left. Raises `Refused` (403) when there is no such tier."""
+        if (limits := self._tiers.get(tier)) is None:
+            raise Refused(403, f"the tier of this key, {tier!r}, is no longer in the recipe (serving.gateway.tiers)")
+        if identity not in self._allowances:
+            self._allowances[identity] = Allowance(limits)
+        return self._allowances[identity]

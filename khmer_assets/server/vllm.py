@@ -1,0 +1,94 @@
+"""vLLM, which runs transformers folders: the process, and what it wants of a request.
+
+One of the kinds of `engine_kinds.py`. The front door speaks vLLM's words to users, so nothing is translated here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.server.kept_models import kept_model
+from khmer_assets.server.keys import engine_key
+from khmer_assets.server.refusals import Refused
+from khmer_assets.server.requests import Body
+from khmer_assets.server.state import AdapterVersion, ModelServerError, ModelVersion
+
+VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
+
+
+class Vllm:
+    """vLLM's own server, in an environment of its own."""
+
+    def require(self, model: Path) -> None:
+        """Raise `ModelServerError` unless the folder holds a model and vLLM is installed."""
+        if not (model / "config.json").is_file():
+            message = "expected a transformers model folder, found no config.json in it, nor a .gguf file for llama.cpp"
+            raise ModelServerError(f"{model}: {message}")
+        vllm_environment()
+
+    def command(
+        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
+    ) -> tuple[list[str], dict[str, str], Path]:
+        """What starts it. Raises `ModelServerError` where there is no vLLM."""
+        python, on_cpu = vllm_environment()
+        # not the console script: that of the CPU build does not start
+        command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+        command += ["--model", str(kept_model(folder, release.digest)), "--served-model-name"]
+        command += reversed(release.names)  # an answer names the first of them
+        command += ["--max-model-len", str(release.max_model_length)]
+        for name, value in release.engine.items():
+            option = name.replace("_", "-")
+            command += [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else []
+            command += [] if isinstance(value, bool) else [f"--{option}", str(value)]
+        if adapters:
+            command += ["--lora-modules", *(json.dumps(lora_module(folder, adapter)) for adapter in adapters)]
+        env = {
+            "VLLM_API_KEY": engine_key(folder),  # an argument would show in the list of processes
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(release.takes_adapters),
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; the gateway closes idle connections first
+            "DO_NOT_TRACK": "1",
+        }
+        if on_cpu:
+            command += ["--enforce-eager"]  # compiling takes longer than it saves
+            env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+            # Engines that bind themselves to cores all take the same ones: the new one of a deployment then hardly
+            # runs while the old one is busy. A core is left to the gateway and to vLLM's own front end.
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))
+        return command, env, folder  # `python -m` imports from the working directory first: not from the project's
+
+    def check(self, body: Body) -> None:
+        """It does all that `requests.py` lets through, or says itself why not."""
+
+    def content(self, body: Body) -> bytes:
+        """The body as users write it."""
+        return body.model_dump_json(exclude_none=True).encode()
+
+    def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
+        """None: vLLM tells errors as OpenAI does, but for paths that it does not have for a model."""
+        return None if b'"error"' in answer else Refused(status, f"the served model does not answer {path}")
+
+
+def lora_module(folder: Path, adapter: AdapterVersion) -> dict[str, str]:
+    """An adapter, as vLLM wants it named."""
+    return {"name": adapter.names[1], "path": str(kept_model(folder, adapter.digest))}
+
+
+def vllm_environment() -> tuple[Path, bool]:
+    """The Python that has vLLM, and whether it computes on the CPU. Raises `ModelServerError` when there is none."""
+    python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or PROJECT / ".venv-vllm" / "bin" / "python")
+    remedy = f"build vLLM's environment with `make install`, or let {VLLM_PYTHON_VARIABLE} name a Python that has vLLM"
+    if not python.is_file():
+        raise ModelServerError(f"{python}: no such file; {remedy}")
+    script = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+    found = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=False)
+    distributions = set(found.stdout.split())
+    if not distributions & {"vllm", "vllm-cpu"}:
+        raise ModelServerError(f"{python} has no vLLM; {remedy}")
+    return python, "vllm-cpu" in distributions or shutil.which("nvidia-smi") is None

@@ -1,1 +1,0 @@
-"""The serving stage: what is released, what is served, and how to ask it."""

@@ -1,0 +1,94 @@
+"""What an entry of the catalogue says: its settings, checked, and the files that it names with their versions."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+from upath import UPath
+
+from khmer_assets.foundation.settings import RecipeError, Settings, digest_of
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.collection import Collection
+from khmer_assets.sources.rows import SourceError, failure
+
+S = TypeVar("S", bound=Settings)
+
+
+def settings_of(source: Source, model: type[S]) -> S:
+    """The entry's settings as `model`. Raises `RecipeError` with one line a mistake."""
+    try:
+        return model.model_validate(source.settings)
+    except ValidationError as error:
+        lines = [
+            f"source {source.name!r}: {'.'.join(['settings', *map(str, e['loc'])])}: {e['msg']} "
+            f"(given: {e['input']!r:.80})"
+            for e in error.errors()
+        ]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def files_of(source: Source, patterns: str | list[str], base: Path, key: str = "path") -> list[UPath]:
+    """The files that paths, globs or addresses name, each once, those of a glob in the order of their names.
+
+    Relative ones are relative to `base`. `key` is the setting that holds them. Raises `SourceError` where nothing is
+    found or the address cannot be reached.
+    """
+    found: dict[str, UPath] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            place = UPath(pattern)
+            if place.protocol in ("", "file") and not place.is_absolute():
+                place = UPath(base / pattern)
+            if place.is_file():
+                files = [place]
+            else:
+                matches = sorted(map(str, place.fs.glob(place.path)))
+                files = [UPath(match, protocol=place.protocol, **place.storage_options) for match in matches]
+                files = [file for file in files if file.is_file()]
+        except Exception as error:  # each protocol's library raises its own
+            raise SourceError(
+                f"source {source.name!r}: {pattern} cannot be reached: {error or type(error).__name__}; check the "
+                f"address and the network, or fetch the files and name them in {key!r}"
+            ) from error
+        if not files:
+            raise SourceError(
+                f"source {source.name!r}: nothing is at {place}; put the files there, or correct {key!r} in its entry "
+                "of the catalogue"
+            )
+        found |= {str(file): file for file in files}
+    return list(found.values())
+
+
+def files_to_collect(
+    source: Source, patterns: str | list[str] | None, base: Path, key: str, collection: Collection
+) -> Iterator[tuple[UPath, str]]:
+    """The files of a source that fetches, each with its version; `key` is the setting that names them.
+
+    A pattern without files leaves a row that says so, and the others go on. Raises as `files_of` does when nothing was
+    collected yet.
+    """
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        try:
+            files = {file: version_of(file) for file in files_of(source, pattern, base, key)}
+        except (SourceError, OSError) as error:
+            if not collection.counts()["rows"]:
+                raise
+            collection.finish(f"{key}:{pattern}", [failure("unreachable", pattern, str(error))])
+            continue
+        collection.finish(f"{key}:{pattern}", [])
+        yield from files.items()
+
+
+def version_of(file: UPath) -> str:
+    """A digest that changes when the file does: of its content where it is local, else of what its host says of it."""
+    if file.protocol in ("", "file"):
+        with file.open("rb") as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+    return digest_of({name: str(value) for name, value in file.fs.info(file.path).items()})
+
+
+def fingerprint_of(source: Source, files: Iterable[UPath]) -> str:
+    """A digest of the entry and of its files."""
+    return digest_of({"entry": source.model_dump(mode="json"), "files": [[f.name, version_of(f)] for f in files]})

@@ -1,0 +1,274 @@
+"""Sources of kind `files`: text, Markdown, HTML, JSON lines, CSV, TSV and Parquet, plain or compressed.
+
+Settings of the catalogue's entry:
+
+| key | meaning |
+|---|---|
+| path | a file or glob, or a list of them, relative to the catalogue or any address that universal_pathlib knows |
+| text | the field with the text, or several: each one that is not empty gives a document; default `text` |
+| id, title, category, url, published_at | the fields with these, where there are any |
+| encoding | default utf-8 |
+| split | txt and md: `document` (default, the whole file), `paragraph` (parted by blank lines) or `line` |
+
+The format is told by the ending: .txt .md .html .htm .jsonl .csv .tsv .parquet, each also with .gz or .zst after it.
+Fields belong to rows (jsonl, csv, tsv, parquet); an HTML page's title, address and date are read from the page.
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from upath import UPath
+
+from khmer_assets.foundation.settings import Settings
+from khmer_assets.sources.catalogue import Source
+from khmer_assets.sources.entries import files_of, fingerprint_of, settings_of
+from khmer_assets.sources.html_pages import extract
+from khmer_assets.sources.parquet_columns import read_columns
+from khmer_assets.sources.rows import MAX_DOCUMENT_BYTES, Row, SourceError, failure, plain
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+FORMATS = (".txt", ".md", ".html", ".htm", ".jsonl", ".csv", ".tsv", ".parquet")
+
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class FilesSettings(Settings):
+    """The entry's `settings`; the module's docstring says what each key means."""
+
+    path: str | Names
+    text: str | Names = "text"
+    id: str | None = None
+    title: str | None = None
+    category: str | None = None
+    url: str | None = None
+    published_at: str | None = None
+    encoding: str = "utf-8"
+    split: Literal["document", "paragraph", "line"] = "document"
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError("expected the name of a text encoding, for example utf-8 or utf-16") from None
+
+
+def read(source: Source, base: Path) -> Iterator[Row]:
+    """The rows of all files, in the order of their names; a file that breaks off gives a row that says so.
+
+    Raises `RecipeError` for wrong settings, `SourceError` for a glob that finds nothing or a format that is not known.
+    """
+    settings = settings_of(source, FilesSettings)
+    files = _find(source, settings, base)
+    return (row for file in files for row in _read_file(file, settings))
+
+
+def fingerprint(source: Source, base: Path) -> str:
+    """A digest of the entry and of the names and contents of its files. Raises as `read` does."""
+    return fingerprint_of(source, _find(source, settings_of(source, FilesSettings), base))
+
+
+def _find(source: Source, settings: FilesSettings, base: Path) -> list[UPath]:
+    files = files_of(source, settings.path, base)
+    for file in files:
+        if _format(file) not in FORMATS:
+            raise SourceError(
+                f"source {source.name!r}: {file} has no known format; expected a name that ends in "
+                f"{', '.join(FORMATS)}, and .gz or .zst after it where it is compressed"
+            )
+    return files
+
+
+def _as_list(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _format(file: UPath) -> str:
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_file(file: UPath, settings: FilesSettings) -> Iterator[Row]:
+    place = file.name
+    rows = 0
+    try:
+        with file.open("rb") as raw:
+            for row in _read_stream(_decompressed(raw, file), file, settings):
+                place = row["place"] or place
+                rows += 1
+                yield row
+    except Exception as error:
+        # whatever the libraries of the formats raise: what was read stays, and the row says where it ended
+        where = f"after {place}" if rows else "at its beginning"
+        yield failure("unreadable_file", file.name, f"cannot be read {where}: {error}")
+    else:
+        if not rows:
+            yield failure("empty_file", file.name, "there is nothing in it")
+
+
+def _decompressed(raw: Any, file: UPath) -> IO[bytes]:
+    compression = COMPRESSIONS.get(file.suffix.lower())
+    if compression is None:
+        stream: IO[bytes] = raw
+        return stream
+    import pyarrow as pa  # notices a stream that is cut off, for zstd too, and reads several members as one
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression))
+
+
+def _read_stream(stream: IO[bytes], file: UPath, settings: FilesSettings) -> Iterator[Row]:
+    match _format(file):
+        case ".parquet":
+            yield from _read_parquet(stream, file.name, settings)
+        case ".jsonl":
+            yield from _read_json_lines(_text(stream, settings), file.name, settings)
+        case ".csv" | ".tsv" as suffix:
+            yield from _read_table(_text(stream, settings), file.name, settings, "," if suffix == ".csv" else "\t")
+        case ".html" | ".htm":
+            yield from _read_html(_text(stream, settings), file.name)
+        case _:
+            yield from _read_text(_text(stream, settings), file.name, settings)
+
+
+def _text(stream: IO[bytes], settings: FilesSettings) -> io.TextIOWrapper:
+    # bytes that are no characters become lone surrogates, which set their row alone aside
+    return io.TextIOWrapper(stream, settings.encoding, errors="surrogateescape", newline="\n")
+
+
+def _lines(stream: io.TextIOWrapper) -> Iterator[tuple[int, str, bool]]:
+    """Number, line, and whether it is whole; of a line that is too long only the beginning comes."""
+    number = 0
+    while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
+        number += 1
+        whole = len(line) <= MAX_DOCUMENT_BYTES
+        rest = line
+        while not whole and rest and not rest.endswith("\n"):
+            rest = stream.readline(MAX_DOCUMENT_BYTES)
+        yield number, line.removeprefix("\ufeff") if number == 1 else line, whole
+
+
+def _read_text(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> Iterator[Row]:
+    if settings.split == "document":
+        text = stream.read(MAX_DOCUMENT_BYTES + 1)  # one more than is allowed, so that a larger one is noticed
+        if text:
+            yield {"text": text, "place": name}
+        return
+    paragraph: list[str] = []
+    first = 0
+    for number, line, _ in _lines(stream):
+        blank = not line.strip()
+        if paragraph and (blank or settings.split == "line"):
+            yield {"text": "".join(paragraph).rstrip("\r\n"), "place": f"{name}, line {first}"}
+            paragraph = []
+        if not blank:
+            first = first if paragraph else number
+            paragraph.append(line)
+    if paragraph:
+        yield {"text": "".join(paragraph).rstrip("\r\n"), "place": f"{name}, line {first}"}
+
+
+def _read_html(stream: io.TextIOWrapper, name: str) -> Iterator[Row]:
+    page = stream.read(MAX_DOCUMENT_BYTES + 1)
+    if len(page) > MAX_DOCUMENT_BYTES or re.search("[\ud800-\udfff]", page):
+        yield {"text": page, "place": name}  # set aside for its size or its bytes
+    elif page.strip():
+        yield extract(page, name)
+
+
+def _read_json_lines(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> Iterator[Row]:
+    for number, line, whole in _lines(stream):
+        place = f"{name}, line {number}"
+        if not whole:
+            yield {"text": line, "place": place}  # set aside for its size
+        elif line.strip():
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield failure("malformed_row", place, f"not JSON: {error}", line)
+                continue
+            if isinstance(values, dict):
+                yield from _documents(values, place, settings)
+            else:
+                found = type(values).__name__
+                yield failure("malformed_row", place, f"expected a JSON object, found {found}", line)
+
+
+def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_DOCUMENT_BYTES)
+    raw: list[str] = []  # the lines of the row that is being read
+    number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        for number, line, _ in _lines(stream):  # noqa: B007
+            raw.append(line)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        raw.clear()
+        first = number + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # the reader goes on with the next line; a quote that is never closed has taken the rest of the file
+            yield failure("malformed_row", f"{name}, lines {first} to {number}", str(error), "".join(raw))
+            continue
+        place = f"{name}, line {first}"
+        if header is None:
+            header = row
+        elif row and len(row) != len(header):
+            reason = f"has {len(row)} fields, and the header {len(header)}"
+            yield failure("malformed_row", place, reason, "".join(raw))
+        elif row:
+            yield from _documents(dict(zip(header, row, strict=True)), place, settings)
+
+
+def _read_parquet(stream: IO[bytes], name: str, settings: FilesSettings) -> Iterator[Row]:
+    with tempfile.TemporaryFile() as seekable:
+        if not stream.seekable():
+            shutil.copyfileobj(stream, seekable)
+            stream = seekable
+        wanted = {*_as_list(settings.text), *(field for field in _fields(settings).values() if field)}
+        for number, values in enumerate(read_columns(stream, wanted), start=1):
+            yield from _documents(values, f"{name}, row {number}", settings)
+
+
+def _fields(settings: FilesSettings) -> dict[str, str | None]:
+    return {key: getattr(settings, key) for key in ("id", "title", "category", "url", "published_at")}
+
+
+def _documents(values: dict[str, Any], place: str, settings: FilesSettings) -> Iterator[Row]:
+    """The documents of one row: one for each text field that is not empty."""
+    names = _as_list(settings.text)
+    for name in names:
+        if values.get(name) is not None and not isinstance(values[name], str):
+            found = type(values[name]).__name__
+            yield failure("malformed_row", place, f"{name!r} holds {found}, expected a text", str(values[name]))
+            return
+    about = {key: plain(values.get(field)) if field else None for key, field in _fields(settings).items()}
+    filled = [name for name in names if (values.get(name) or "").strip()]
+    if not filled:
+        fields = " or ".join(map(repr, names))
+        present = ", ".join(map(repr, values)) or "no fields"
+        yield {**about, **failure("missing_text", place, f"no text in {fields}; the row has {present}")}
+    for name in filled:
+        row = {**about, "text": values[name], "place": place}
+        if len(names) > 1 and about["id"]:
+            row["id"] = f"{about['id']}:{name}"
+        yield row

@@ -1,0 +1,105 @@
+"""Trains the tokenizer, a byte-level BPE whose pre-tokenizer keeps Khmer marks with their letters.
+
+GPT-2's pattern cuts Khmer at every vowel sign, because those are marks (\\p{M}) and not letters (\\p{L}). The pattern
+here is Qwen 3.5's, which keeps both together and which llama.cpp knows under the name "qwen35", so that transformers,
+vLLM and llama.cpp give the same ids.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import polars as pl
+from pydantic import BaseModel, Field
+
+from khmer_assets.foundation.settings import Settings
+from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, TURN_END, TURN_START, wrap
+from resources.payload import PayloadRun, Refusal
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TokenizerSettings(Settings):
+    """`existing` names a tokenizer to use as it is; `vocabulary_size` is then ignored."""
+
+    vocabulary_size: Annotated[int, Field(ge=300, le=500_000)]
+    existing: str | None = None
+
+
+KHMER_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class Spec(BaseModel):
+    """`mixture` is the folder of training_mixture. `existing` names a tokenizer to use instead of training one."""
+
+    mixture: Path
+    vocabulary_size: int
+    existing: str | None
+
+
+def train_bpe(texts: Iterable[str], vocabulary_size: int, pattern: str = KHMER_PATTERN) -> "Tokenizer":
+    """A byte-level BPE of `vocabulary_size` entries (special tokens and the 256 bytes included)."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def texts_of(mixture: Path, split: str, language: str | None = None) -> Iterator[str]:
+    """The texts of one split of a training mixture, each as often as the language weights repeat it."""
+    frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == split)
+    if language is not None:
+        frame = frame.filter(pl.col("language") == language)
+    for text, copies in frame.select("text", "copies").collect(engine="streaming").iter_rows():
+        for _ in range(copies):
+            yield text
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write the tokenizer's folder. Raises `Refusal` when the text is too little for the vocabulary."""
+    if spec.existing is not None:
+        return _adopt(spec.existing, run)
+    run.log(f"training a byte-level BPE of {spec.vocabulary_size} entries")
+    tokenizer = train_bpe(texts_of(spec.mixture, "train"), spec.vocabulary_size)
+    size = tokenizer.get_vocab_size()
+    if size < spec.vocabulary_size:
+        raise Refusal(
+            f"the training text yields only {size} tokens, fewer than tokenizer.vocabulary_size "
+            f"({spec.vocabulary_size}); lower the setting or add text"
+        )
+    wrap(tokenizer).save_pretrained(run.output)
+    return {"vocabulary_size": size}
+
+
+def _adopt(existing: str, run: PayloadRun) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(existing)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"tokenizer.existing: {existing!r} is no tokenizer that can be loaded: {error}") from None
+    if tokenizer.chat_template is None:
+        tokenizer.add_special_tokens({"eos_token": TURN_END, "additional_special_tokens": [TURN_START]})
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.save_pretrained(run.output)
+    return {"vocabulary_size": len(tokenizer)}

@@ -1,0 +1,46 @@
+"""What all training and measuring needs of a model: loading it, device and precision, the token that ends a text."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from khmer_assets.tokenizer.chat_template import END_OF_TEXT
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+def load_model(folder: str | Path, dtype: "torch.dtype | None" = None) -> Any:
+    """A saved decoder in `dtype` (default float32). Remote code is never run."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
+
+
+def device() -> "torch.device":
+    """The accelerator where there is one, else the processor."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: Precision) -> AbstractContextManager[Any]:
+    """The context that a training step runs in; "auto" is bfloat16 where the hardware computes in it."""
+    import torch
+
+    if precision == "auto":
+        if torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bfloat16" if fast else "float32"
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def end_of_text_id(tokenizer: Any) -> int:
+    """The id that follows every document; the end-of-sequence token where a tokenizer has no end-of-text."""
+    identity = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    return int(tokenizer.eos_token_id if identity in (None, tokenizer.unk_token_id) else identity)

@@ -1,0 +1,84 @@
+"""What Dagster's blocking checks say of the newest version of an asset, whichever run evaluated them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+
+NOT_RUN = "has not run on its newest version"
+EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, which is the safe side
+
+
+def blocking_checks(graph: Any, asset: dg.AssetKey) -> list[dg.AssetCheckKey]:
+    """The asset's checks that must hold before anything is made of it."""
+    return sorted(key for key in graph.get_check_keys_for_assets({asset}) if graph.get(key).blocking)
+
+
+def partitions_of(graph: Any, asset: dg.AssetKey) -> list[str | None]:
+    """The asset's partitions, or [None] when it has none."""
+    definition = graph.get(asset).partitions_def
+    return list(definition.get_partition_keys()) if definition else [None]
+
+
+def unmet(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None) -> str | None:
+    """Why a check does not hold for the newest materialization, or None when it does.
+
+    A partition that was never materialized is no hindrance: what is made of all partitions goes on without it.
+    """
+    newest = instance.fetch_materializations(
+        dg.AssetRecordsFilter(check.asset_key, asset_partitions=[partition] if partition else None), limit=1
+    ).records
+    if not newest:
+        return None if partition else f"{check.name!r} {NOT_RUN}"
+    for evaluation in _evaluations(instance, check):
+        target = evaluation.target_materialization_data
+        if target and target.storage_id == newest[0].storage_id:
+            if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
+                return None
+            reason = f": {evaluation.description}" if evaluation.description else ""
+            return f"{check.name!r} failed{reason}"
+    return f"{check.name!r} {NOT_RUN}"
+
+
+def _evaluations(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Iterator[dg.AssetCheckEvaluation]:
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        check, limit=EVALUATIONS_READ, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+    )
+    for record in records:
+        if evaluation := record.evaluation:
+            yield evaluation
+
+
+def require_checks(context: dg.AssetExecutionContext) -> None:
+    """Raise `dg.Failure` while a blocking check upstream is not met."""
+    graph = context.job_def.asset_layer.asset_graph.source_asset_graph  # whole, though the job may be a part of it
+    partition = context.partition_key if context.has_partition_key else None
+    if unmet := unmet_checks(context.instance, graph, context.asset_key, partition):
+        raise dg.Failure(
+            "no release, for these blocking checks are not met:\n"
+            + "\n".join(f"- {line}" for line in unmet)
+            + "\nmaterialize those assets together with their checks, and then the release",
+            allow_retries=False,
+        )
+
+
+def unmet_checks(
+    instance: dg.DagsterInstance, graph: AssetGraph, asset: dg.AssetKey, partition: str | None = None
+) -> list[str]:
+    """Why `asset` may not be made yet: a line a blocking check upstream that fails or has not judged the newest.
+
+    A check of an asset with the same partitions must hold for `partition`, one of an asset with others for every
+    partition that has been materialized.
+    """
+    own = graph.get(asset).partitions_def
+    lines = []
+    for upstream in sorted(graph.get_ancestor_asset_keys(asset)):
+        name = upstream.to_user_string()
+        alike = own is not None and graph.get(upstream).partitions_def == own
+        for check in blocking_checks(graph, upstream):
+            for judged in [partition] if alike else partitions_of(graph, upstream):
+                if reason := unmet(instance, check, judged):
+                    lines.append(f"{name} ({judged}): {reason}" if judged else f"{name}: {reason}")
+    return lines

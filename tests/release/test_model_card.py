@@ -1,0 +1,24 @@
+"""The model card tells what a reader must know before the model is used."""
+
+import json
+
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.release.model_card import model_card
+from khmer_assets.training.models import load_model
+
+SOURCE = {"name": "village_news", "kind": "files", "language": "khm", "license": "CC-BY-4.0", "settings": {}}
+
+
+def test_the_card_names_sources_licenses_settings_and_measures(model, tmp_path):
+    recipe = Recipe.load(SAMPLE_RECIPE).model_dump(mode="json", exclude={"catalogue"})
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    (tmp_path / "merge.json").write_text(json.dumps({"bfloat16_top1_agreement": 0.987}))
+    card = model_card("sample-merged", "merged", tmp_path, recipe, [SOURCE])
+
+    assert "| village_news | files | khm | CC-BY-4.0 |" in card
+    assert f"learning_rate: {recipe['finetuning']['learning_rate']}" in card
+    assert "0.987" in card
+    assert f"| parameters | {load_model(model).num_parameters():,} |" in card
+    assert 'from_pretrained("sample-merged")' in card
+    assert "vllm serve sample-merged" in card

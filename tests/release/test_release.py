@@ -1,0 +1,191 @@
+"""A release is what the recipe's variant is, and only after every blocking check upstream has passed."""
+
+import json
+import os
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from khmer_assets.definitions import assets_by_stage
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.release import release as release_payload
+from resources.blocking_checks import unmet_checks
+from resources.compute import Compute
+from resources.payload import PayloadRun, Refusal
+from resources.storage import FoldersIOManager, Store
+
+SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
+RELEASE = dg.AssetKey("release")
+FIGURES = {
+    "bits_per_character": {"khm": 2.5, "eng": 1.9},
+    "perplexity": {"khm": 90.0, "eng": 70.0},
+    "answer_accuracy": 0.9,
+    "bytes": 5,
+    "tokens_per_second": 123.4,
+}
+
+
+class Factory:
+    """The real release after stand-ins of what it is made from: sources, a model, a report and a bundle."""
+
+    def __init__(self, folder: Path, instance: dg.DagsterInstance):
+        self.folder = folder
+        self.instance = instance
+        self.weights = "ទម្ងន់"
+        self.source_passes = {"news": True, "poems": True}
+        self.model_check = dg.AssetCheckResult(passed=True)
+        self.store = Store(str(folder / "store"), folder / "cache")
+
+    def definitions(self) -> dg.Definitions:
+        def written(name: str, **files: str) -> Path:
+            made = self.folder / "made" / name
+            made.mkdir(parents=True, exist_ok=True)
+            for file, text in files.items():
+                (made / file.replace("_", ".")).write_text(text)
+            return made
+
+        @dg.asset(partitions_def=SOURCES, io_manager_key="folders")
+        def raw(context: dg.AssetExecutionContext) -> Path:
+            return written(f"raw-{context.partition_key}", text_txt=f"អត្ថបទ {context.partition_key}")
+
+        @dg.asset_check(asset=raw, blocking=True)
+        def source_is_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+            return dg.AssetCheckResult(passed=self.source_passes[context.op_execution_context.partition_key])
+
+        @dg.asset(io_manager_key="folders")
+        def merged_model(raw: dict[str, Path]) -> Path:
+            return written("model", config_json="{}", weights_bin=self.weights)
+
+        @dg.asset_check(asset=merged_model, blocking=True)
+        def model_is_good() -> dg.AssetCheckResult:
+            return self.model_check
+
+        @dg.asset_check(asset=merged_model)
+        def model_is_pretty() -> dg.AssetCheckResult:
+            return dg.AssetCheckResult(passed=False)
+
+        @dg.asset(io_manager_key="folders", deps=[merged_model])
+        def benchmark_report() -> Path:
+            return written("report", report_json=json.dumps({"variants": {"merged": FIGURES}}))
+
+        @dg.asset(io_manager_key="folders", deps=[merged_model])
+        def release_bundle() -> Path:
+            return written("bundle", bundle_json=json.dumps({"sha256": "00ff"}))
+
+        storage = FoldersIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
+        stage = assets_by_stage(Recipe.load(SAMPLE_RECIPE))["release"]
+        (release,) = (asset for asset in stage if asset.keys == {RELEASE})
+        return dg.Definitions(
+            assets=[raw, merged_model, benchmark_report, release_bundle, release],
+            asset_checks=[source_is_good, model_is_good, model_is_pretty],
+            resources={"folders": storage, "compute": Compute(home=str(self.folder))},
+        )
+
+    def materialize(self, *names: str, partition: str | None = None, checks: bool = True) -> dg.ExecuteInProcessResult:
+        keys = [dg.AssetKey(name) for name in names]
+        selection = dg.AssetSelection.assets(*keys)
+        job = dg.define_asset_job("some", selection if checks else selection.without_checks())
+        defs = dg.Definitions.merge(self.definitions(), dg.Definitions(jobs=[job]))
+        return defs.resolve_job_def("some").execute_in_process(
+            instance=self.instance, partition_key=partition, raise_on_error=False
+        )
+
+    def materialize_all_upstream(self) -> None:
+        for source in SOURCES.get_partition_keys():
+            self.materialize("raw", partition=source)
+        self.materialize("merged_model")
+        self.materialize("benchmark_report", "release_bundle")
+
+    def unmet(self) -> list[str]:
+        return unmet_checks(self.instance, self.definitions().resolve_asset_graph(), RELEASE)
+
+
+@pytest.fixture
+def factory(tmp_path):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Factory(tmp_path, instance)
+
+
+def test_a_release_holds_the_variant_and_the_record_of_what_it_is(factory):
+    factory.materialize_all_upstream()
+    assert factory.materialize("release").success
+    release, model = factory.store.current("release"), factory.store.current("merged_model")
+    assert (release / "model" / "weights.bin").read_text() == factory.weights
+    assert os.path.samefile(release / "model" / "weights.bin", model / "weights.bin")
+    record = json.loads((release / "release.json").read_text())
+    assert (record["recipe"], record["variant"], record["bundle_sha256"]) == ("sample", "merged", "00ff")
+    assert record["figures"] == {name: value for name, value in FIGURES.items() if name != "tokens_per_second"}
+
+
+@pytest.fixture
+def spec(tmp_path):
+    for name in ("model", "report", "bundle"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps({"sha256": "00ff"}))
+    folders = {name: tmp_path / name for name in ("model", "report", "bundle")}
+    return release_payload.Spec(recipe="sample", variant="merged", **folders)
+
+
+def write_record(spec: release_payload.Spec, work: Path, variants: dict[str, object]) -> bytes:
+    (spec.report / "report.json").write_text(json.dumps({"variants": variants}))
+    run = PayloadRun(work)
+    release_payload.main(spec, run)
+    return (run.output / "release.json").read_bytes()
+
+
+def test_another_measured_speed_does_not_make_another_release(spec, tmp_path):
+    first = write_record(spec, tmp_path / "first", {"merged": FIGURES})
+    slower = write_record(spec, tmp_path / "slower", {"merged": {**FIGURES, "tokens_per_second": 99.0}})
+    worse = write_record(spec, tmp_path / "worse", {"merged": {**FIGURES, "answer_accuracy": 0.8}})
+    assert first == slower != worse
+
+
+def test_a_report_without_the_variant_is_refused_with_what_to_do(spec, tmp_path):
+    with pytest.raises(Refusal, match=r"holds pruned, awq, expected merged .*materialize merged_evaluation"):
+        write_record(spec, tmp_path / "work", {"pruned": FIGURES, "awq": FIGURES})
+
+
+def test_a_failed_blocking_check_refuses_the_release_also_in_a_later_run(factory):
+    factory.model_check = dg.AssetCheckResult(passed=False, description="2 of 16 texts differ")
+    factory.materialize_all_upstream()
+    result = factory.materialize("release")
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "- merged_model: 'model_is_good' failed: 2 of 16 texts differ" in failure.user_failure_data.description
+    assert not (factory.folder / "store" / "release").exists()
+
+
+def test_all_blocking_checks_passing_and_another_failing_is_no_hindrance(factory):
+    factory.materialize_all_upstream()
+    assert factory.unmet() == []
+
+
+def test_a_blocking_check_that_only_warns_is_no_hindrance(factory):
+    factory.model_check = dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN)
+    factory.materialize_all_upstream()
+    assert factory.unmet() == []
+
+
+def test_nothing_materialized_is_unmet(factory):
+    assert factory.unmet() == ["merged_model: 'model_is_good' has not run on its newest version"]
+
+
+def test_a_check_that_has_not_judged_the_newest_version_is_unmet_until_it_runs(factory):
+    factory.materialize_all_upstream()
+    factory.materialize("merged_model", checks=False)
+    assert factory.unmet() == ["merged_model: 'model_is_good' has not run on its newest version"]
+    factory.materialize("merged_model")
+    assert factory.unmet() == []
+
+
+def test_one_bad_partition_is_enough_and_a_missing_one_is_none(factory):
+    factory.source_passes["poems"] = False
+    factory.materialize("raw", partition="news")
+    factory.materialize("merged_model")
+    assert factory.unmet() == []
+    factory.materialize("raw", partition="poems")
+    factory.materialize("raw", partition="news")
+    assert factory.unmet() == ["raw (poems): 'source_is_good' failed"]
+    factory.source_passes["poems"] = True
+    factory.materialize("raw", partition="poems")
+    assert factory.unmet() == []

@@ -1,0 +1,215 @@
+"""vLLM serves the deployed model behind a key, a bad model is rolled back, and each obstacle has a clear message."""
+
+import shutil
+import socket
+import stat
+import sys
+import threading
+
+import pytest
+
+from khmer_assets.foundation.files import link_files
+from khmer_assets.server.client import ask
+from khmer_assets.server.engines import Engine
+from khmer_assets.server.state import ModelServerError, ServerState
+from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
+from resources.model_server import ModelServer
+from tests.tiny_model import save_tiny_adapter, save_tiny_model
+
+QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
+DIGESTS = {name: name * 16 for name in "abcd"}
+
+
+def free_port() -> int:
+    for port in range(8200, 8300):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port between 8200 and 8299")
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = ModelServer(home=str(tmp_path), port=free_port())
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def empty_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return tmp_path / "model"
+
+
+def test_the_key_is_made_once_and_only_its_owner_reads_it(server):
+    key = server.api_key()
+    assert len(key) >= 32
+    assert server.api_key() == key
+    assert stat.S_IMODE(server.key_file.stat().st_mode) == 0o600
+
+
+def test_a_missing_vllm_environment_is_named_with_the_remedy(server, empty_model, monkeypatch):
+    monkeypatch.setenv(VLLM_PYTHON_VARIABLE, "/nowhere/python")
+    with pytest.raises(ModelServerError, match=r"/nowhere/python: no such file; .*make install.*KHMER_VLLM_PYTHON"):
+        server.deploy(empty_model, DIGESTS["a"], 256)
+
+
+def test_an_environment_without_vllm_is_named_with_the_remedy(server, empty_model, monkeypatch):
+    monkeypatch.setenv(VLLM_PYTHON_VARIABLE, sys.executable)
+    with pytest.raises(ModelServerError, match=r"has no vLLM; .*make install"):
+        server.deploy(empty_model, DIGESTS["a"], 256)
+
+
+def test_a_port_in_use_is_named_with_the_setting(server, empty_model):
+    message = rf"port {server.port}.*serving\.port"
+    with socket.create_server(("127.0.0.1", server.port)), pytest.raises(ModelServerError, match=message):
+        server.deploy(empty_model, DIGESTS["a"], 256)
+    assert not server.status().running
+
+
+def test_a_folder_without_a_model_is_refused(server, tmp_path):
+    with pytest.raises(ModelServerError, match=r"expected a transformers model folder, found no config\.json"):
+        server.deploy(tmp_path, DIGESTS["a"], 256)
+
+
+def test_stopping_when_nothing_runs_is_no_error(server):
+    assert server.stop() is False
+    assert server.status().models == ()
+
+
+def test_asking_when_nothing_runs_says_how_to_start(server):
+    with pytest.raises(ModelServerError, match=r"no model server listens at .*make run"):
+        ask(QUESTION, server.base_url, server.api_key())
+
+
+def test_linked_files_are_the_same_files_and_survive_their_first_home(tmp_path):
+    source = tmp_path / "store" / "part"
+    source.mkdir(parents=True)
+    (source / "weights").write_text("ទម្ងន់")
+    link_files(tmp_path / "store", tmp_path / "kept")
+    assert (tmp_path / "kept" / "part" / "weights").samefile(source / "weights")
+    shutil.rmtree(tmp_path / "store")
+    assert (tmp_path / "kept" / "part" / "weights").read_text() == "ទម្ងន់"
+
+
+def test_without_a_former_release_there_is_nothing_to_go_back_to(server):
+    with pytest.raises(ModelServerError, match="no former release"):
+        server.rollback()
+
+
+def test_without_a_release_there_is_nothing_to_adapt(server, tmp_path):
+    with pytest.raises(ModelServerError, match="no release is served"):
+        server.load_adapter(tmp_path, "numbers", DIGESTS["b"], "base")
+
+
+def test_nothing_is_kept_serving_before_the_first_deployment(server):
+    assert server.keep_serving() is False
+
+
+def questions_until(stop, server, answers: list[str]) -> None:
+    """Ask again and again; what fails is an answer too."""
+    while not stop.is_set():
+        try:
+            answers.append(ask(QUESTION, server.base_url, server.api_key(), max_tokens=8))
+        except ModelServerError as error:
+            answers.append(f"failed: {error}")
+        stop.wait(0.2)
+
+
+@pytest.mark.slow
+def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
+    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
+    spoil(models["c"] / "model.safetensors")
+
+    server = server.model_copy(update={"engine": {"max_num_seqs": 8}})
+    server.keep_tuned({"max_num_seqs": 64, "max_num_batched_tokens": 128})
+    assert server.deploy(models["a"], DIGESTS["a"], 128) > 0
+    engine = ServerState.read(tmp_path / "server").release.engine
+    assert engine == {"max_num_seqs": 8, "max_num_batched_tokens": 128}, "what the recipe sets goes before"
+    assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
+    assert server.deploy(models["a"], DIGESTS["a"], 128) == 0, "the same version is not started again"
+    with pytest.raises(ModelServerError, match="API key"):
+        ask(QUESTION, server.base_url, "another key")
+    with pytest.raises(ModelServerError, match="khmer-unknown"):
+        ask(QUESTION, server.base_url, server.api_key(), model="khmer-unknown")
+    answer = ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+    assert ask(QUESTION, server.base_url, server.api_key(), max_tokens=8) == answer
+
+    stop, answers = threading.Event(), []
+    asking = threading.Thread(target=questions_until, args=(stop, server, answers))
+    asking.start()
+    try:
+        server.deploy(models["b"], DIGESTS["b"], 128)
+        assert server.status().models == ("khmer", "khmer-bbbbbbbbbbbb")
+        shutil.rmtree(models["b"])  # as the store forgets old versions
+        with pytest.raises(ModelServerError, match=r"khmer-bbbbbbbbbbbb, is served"):
+            server.deploy(models["c"], DIGESTS["c"], 128)
+        assert server.rollback() == DIGESTS["a"]
+        assert server.rolled_back() == DIGESTS["b"]
+    finally:
+        stop.set()
+        asking.join()
+    assert len(answers) > 10
+    assert not [answer for answer in answers if answer.startswith("failed")]
+    assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
+
+    assert server.stop() is True
+    assert not server.status().running
+    assert server.keep_serving() is False, "what was stopped on purpose stays so"
+
+
+@pytest.mark.slow
+def test_adapters_come_and_go_while_the_model_is_served_and_what_is_killed_comes_back(server, tmp_path):
+    model = save_tiny_model(tmp_path / "a")
+    server = server.model_copy(update={"engine": {"enable_lora": True, "max_lora_rank": 8}})
+    server.deploy(model, DIGESTS["a"], 128, base="base")
+    supervisor = server._process._process()
+    (gateway,) = supervisor.children()
+    (port,) = ServerState.read(tmp_path / "server").ports
+
+    def answer(name: str) -> str:
+        return ask(QUESTION, server.base_url, server.api_key(), model=name, max_tokens=8)
+
+    before = answer("khmer")
+    first, second, large = (
+        save_tiny_adapter(model, tmp_path / f"adapter-{r}-{s}", s, r) for r, s in ((8, 1), (8, 2), (64, 3))
+    )
+    server.load_adapter(first, "numbers", DIGESTS["b"], "base")
+    assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-bbbbbbbbbbbb")
+    adapted = answer("khmer-numbers")
+    assert adapted != before == answer("khmer")
+    with pytest.raises(ModelServerError, match="rank 64 is greater"):
+        server.load_adapter(large, "numbers", DIGESTS["c"], "base")
+    with pytest.raises(ModelServerError, match="trained on the model other"):
+        server.load_adapter(second, "numbers", DIGESTS["c"], "other")
+    with pytest.raises(ModelServerError, match=r"no adapter_model\.safetensors"):
+        server.load_adapter(model, "numbers", DIGESTS["c"], "base")
+    assert answer("khmer-numbers") == adapted, "what was served goes on"
+
+    gateway.kill()
+    assert answer("khmer") == before, "the question waits for the new gateway"
+    Engine(tmp_path / "server", port).process._process().kill()
+    assert answer("khmer-numbers") == adapted, "the question waits for the new engine, and its adapter"
+    supervisor.kill()
+    supervisor.wait()
+    assert server.keep_serving() is True, "as after a restart of the machine"
+    server.resume()
+    assert answer("khmer-numbers") == adapted
+
+    server.load_adapter(second, "numbers", DIGESTS["c"], "base")
+    assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-cccccccccccc")
+    assert answer("khmer-numbers") != adapted
+    server.retire_adapter("numbers")
+    assert server.was_retired(DIGESTS["c"])
+    with pytest.raises(ModelServerError, match="there is no model 'khmer-numbers'"):
+        answer("khmer-numbers")
+    with pytest.raises(ModelServerError, match="no adapter 'numbers'; served are: none"):
+        server.retire_adapter("numbers")
+
+
+def spoil(weights) -> None:
+    """Make all weights of a model not-a-number, as a training that diverged does."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})

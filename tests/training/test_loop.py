@@ -1,0 +1,93 @@
+"""Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from khmer_assets.pretraining.decoder import new_model
+from khmer_assets.pretraining.packing import PackedSequences
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.tokenizer.bpe import train_bpe
+from khmer_assets.tokenizer.chat_template import wrap
+from khmer_assets.training import models as models
+from khmer_assets.training.loop import Schedule, train
+from resources.payload import PayloadRun, Refusal
+
+TEXT = ["ផ្ទះរបស់ខ្ញុំនៅជិតទន្លេ។", "យាយចម្អិនបាយសម្រាប់ចៅៗ។", "My house is near the river."] * 30
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return wrap(train_bpe(TEXT, 400))
+
+
+@pytest.fixture(params=["qwen3", "qwen2", "llama", "gpt2"])
+def settings(request):
+    return Recipe.load(SAMPLE_RECIPE).pretraining.model_copy(
+        update={
+            "architecture": request.param,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "layers": 2,
+            "context_length": 16,
+            "batch_size": 2,
+        }
+    )
+
+
+def learn(settings, tokenizer, work, steps, stop_after=None):
+    """The loss curve of `steps` steps; `stop_after` kills the run in the middle of that step."""
+    model = new_model(settings, tokenizer, seed=1)
+    stream = np.concatenate([np.asarray(tokenizer(text)["input_ids"], dtype=np.uint32) for text in TEXT])
+    sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed=1)
+
+    def batch(step):
+        if step == stop_after:
+            raise KeyboardInterrupt
+        ids = torch.from_numpy(sequences.batch(step))
+        return {"input_ids": ids, "labels": ids}
+
+    schedule = Schedule(0.004, 0.1, 0.1, steps=steps, checkpoint_every=4, precision="float32")
+    return [point["loss"] for point in train(model, batch, schedule, PayloadRun(work))]
+
+
+def test_every_architecture_learns(settings, tokenizer, tmp_path):
+    losses = learn(settings, tokenizer, tmp_path, 30)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(settings, tokenizer, tmp_path):
+    whole = learn(settings, tokenizer, tmp_path / "whole", 14)
+    for stop in (6, 11):
+        with pytest.raises(KeyboardInterrupt):
+            learn(settings, tokenizer, tmp_path / "stopped", 14, stop_after=stop)
+    assert learn(settings, tokenizer, tmp_path / "stopped", 14) == whole
+
+
+def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 2))
+            self.bias = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, input_ids, labels, use_cache):
+            return SimpleNamespace(loss=self.weight.sum() * float("nan"))
+
+    with pytest.raises(Refusal, match="lower learning_rate"):
+        ids = torch.zeros((1, 2), dtype=torch.long)
+        train(
+            Broken(),
+            lambda step: {"input_ids": ids, "labels": ids},
+            Schedule(0.1, 0.1, 0.1, 5, 5, "float32"),
+            PayloadRun(tmp_path),
+        )
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    schedule = Schedule(0.1, 0.2, 0.0, 10, 10, "float32")
+    assert schedule.learning_rate_at(0.1) == pytest.approx(0.05)
+    assert schedule.learning_rate_at(0.2) == pytest.approx(0.1)
+    assert schedule.learning_rate_at(1.0) == 0
