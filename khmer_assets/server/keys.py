@@ -1,6 +1,6 @@
 """API keys: those of users, of which `keys.json` holds hashes, this machine's owner's, and the engines'.
 
-What belongs here: whose a key is. What does not: how much its user may ask for (`limits.py`).
+What belongs here: whose a key is. What does not: how much its user may ask for (`rate_limits.py`).
 """
 
 import fcntl
