@@ -2,8 +2,9 @@
 
 import pytest
 import yaml
+from pydantic_core import to_jsonable_python
 
-from khmer_assets.foundation.settings import RecipeError, code_version
+from khmer_assets.foundation.settings import RecipeError, Settings, code_version
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
 
@@ -33,6 +34,22 @@ def test_the_sample_is_whole():
     recipe = Recipe.load(SAMPLE_RECIPE)
     assert recipe.name == "sample"
     assert len(recipe.sources) >= 3
+
+
+def restated(kind: type[Settings], values: dict, place: str = "") -> list[str]:
+    """The keys that are given what they would have been without being given."""
+    found = []
+    for key, value in values.items():
+        field = kind.model_fields[key]
+        if isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found += restated(field.annotation, value, f"{place}{key}.")
+        elif not field.is_required() and value == to_jsonable_python(field.default):
+            found.append(f"{place}{key}")
+    return found
+
+
+def test_the_sample_restates_no_default():
+    assert restated(Recipe, yaml.safe_load(SAMPLE_RECIPE.read_text())) == []
 
 
 @pytest.mark.parametrize(
