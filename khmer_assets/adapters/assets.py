@@ -16,7 +16,7 @@ from khmer_assets.finetuning import sft
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import readable, split_chats
+from khmer_assets.instructions.chats import SAMPLE_CHATS, readable, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.release.deployment import load_adapter, registered_answer, served_endpoint
@@ -26,8 +26,6 @@ from resources.compute import Compute
 from resources.instance import GPU_POOL, ON_DEMAND
 from resources.model_server import MODEL_NAME, ModelServer, ModelServerError
 from resources.tracking import tracked_run
-
-SAMPLE_CHATS = 10
 
 
 def adapter_assets(

@@ -2,7 +2,8 @@
 
 import argparse
 
-from khmer_assets.commands.served import current_server
+from khmer_assets.commands.served import server_of
+from khmer_assets.recipe import Recipe
 
 HELP = "adapters of the served model"
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """List the adapters, after one was retired if that was asked."""
-    server = current_server()
+    server = server_of(Recipe.current())
     if arguments.action == "retire":
         server.retire_adapter(arguments.name)
     for adapter in server.adapters():

@@ -3,6 +3,7 @@
 import argparse
 
 from khmer_assets.commands.served import answer
+from khmer_assets.recipe import Recipe
 
 HELP = "ask the served model"
 
@@ -14,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the answer."""
-    print(answer(arguments.question))
+    print(answer(Recipe.current(), arguments.question))
     return 0

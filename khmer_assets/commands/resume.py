@@ -2,7 +2,8 @@
 
 import argparse
 
-from khmer_assets.commands.served import current_server
+from khmer_assets.commands.served import server_of
+from khmer_assets.recipe import Recipe
 
 HELP = "serve the last release again, after a restart of the machine"
 
@@ -13,5 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Start what was served last."""
-    current_server().resume()
+    server_of(Recipe.current()).resume()
     return 0

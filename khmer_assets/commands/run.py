@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from khmer_assets.commands import services
 from khmer_assets.commands.materialization import Summary, materialize_stale
-from khmer_assets.commands.served import answer, current_server
+from khmer_assets.commands.served import answer, server_of
 from khmer_assets.foundation.home import home
 from khmer_assets.recipe import Recipe
 from khmer_assets.release.deployment import deploy, load_adapter
@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     except MissingArtifact:
         print("There is no release to serve yet; the lines above say why.", file=sys.stderr)
         return 1
-    server = current_server()
+    server = server_of(recipe)
     if server.rolled_back() == release.name:
         print(f"release {release.name[:12]} was rolled back; materialize served_model to serve it all the same")
         server.resume()
@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
             found = store.current("adapter_release", adapter.name)
             if not server.was_retired(found.name):
                 load_adapter(server, found)
-    print(f"\n  question   {recipe.serving.question}\n  answer     {answer(recipe.serving.question)}\n")
+    print(f"\n  question   {recipe.serving.question}\n  answer     {answer(recipe, recipe.serving.question)}\n")
     for name, address in services.addresses().items():
         print(f"  {name:<9}  {address}")
     print(f"  model      {server.base_url}  (key in {server.key_file})")

@@ -1,4 +1,4 @@
-"""The model server of the current recipe, which several commands talk to."""
+"""The model server of a recipe, which several commands talk to."""
 
 from khmer_assets.foundation.home import home
 from khmer_assets.recipe import Recipe
@@ -7,13 +7,12 @@ from khmer_assets.server.client import ask
 from resources.model_server import ModelServer
 
 
-def current_server() -> ModelServer:
-    """The model server that the current recipe describes."""
-    recipe = Recipe.current()
+def server_of(recipe: Recipe) -> ModelServer:
+    """The model server that the recipe describes."""
     return model_server(recipe.serving, recipe.adapter_ranks, home())
 
 
-def answer(question: str) -> str:
+def answer(recipe: Recipe, question: str) -> str:
     """What the served model says. Raises `ModelServerError`."""
-    server = current_server()
-    return ask(question, server.base_url, server.api_key(), max_tokens=Recipe.current().evaluation.max_new_tokens)
+    server = server_of(recipe)
+    return ask(question, server.base_url, server.api_key(), max_tokens=recipe.evaluation.max_new_tokens)

@@ -153,11 +153,10 @@ def corpus_assets(
         measure, reason): by content, by MinHash, and by embeddings in LanceDB."""
         names = [name for name in sources if name in filtered_corpus]
         documents = all_documents({name: filtered_corpus[name] for name in names})
-        settings = deduplication
-        version = digest_of([1, settings.ngram, settings.permutations])  # all that a signature depends on
-        sign = partial(sign_batch, settings=settings)
+        version = digest_of([1, deduplication.ngram, deduplication.permutations])  # all that a signature depends on
+        sign = partial(sign_batch, settings=deduplication)
         signed = batches.map("signatures", version, sign, documents, workers="threads")
-        rows = find_duplicates(documents, signed, names, settings, Path(batches.home), vector_index.connect())
+        rows = find_duplicates(documents, signed, names, deduplication, Path(batches.home), vector_index.connect())
         return dg.Output(rows, metadata=_verdicts(rows, "duplicate_rule"))
 
     @dg.asset(**corpus, partitions_def=partitions, code_version="1")

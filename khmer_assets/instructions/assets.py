@@ -7,10 +7,9 @@ import polars as pl
 
 from khmer_assets.foundation.settings import code_version
 from khmer_assets.foundation.tables import markdown_table
-from khmer_assets.instructions.chats import find_fault, hash_of, readable, split_chats
+from khmer_assets.instructions.chats import SAMPLE_CHATS, find_fault, hash_of, readable, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions, compose_chats, written_chats
 
-SAMPLE_CHATS = 10
 # the hash decides each chat alone, so shares vary; five standard deviations leave room for chance only
 DEVIATIONS = 5
 

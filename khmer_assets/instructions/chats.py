@@ -28,6 +28,8 @@ class Split(Settings):
         return self
 
 
+SAMPLE_CHATS = 10  # that are shown of many
+
 MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
 
 # `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm) and `tags` (topics) are judgments:

@@ -34,7 +34,7 @@ def release_assets(
     asset, partition = settings.artifact
     mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None
     released_model = dg.AssetIn(asset, partition_mapping=mapping)
-    deployed = deployment.model_dump(mode="json", exclude={"benchmark", "tuning"})
+    deployed = deployment.model_dump(mode="json", include=set(Deployment.model_fields))
     deployed["adapters"] = has_adapters  # engines are started with room for them
 
     @dg.asset(

@@ -38,9 +38,9 @@ class Deployment(Settings):
 
 def model_server(deployment: Deployment, adapter_ranks: list[int], state: Path) -> ModelServer:
     """The model server of the recipe, with its state in the folder `state` and room for adapters of these ranks."""
-    settings = deployment.model_dump(
-        mode="json", exclude={"max_model_length", "question", "benchmark", "tuning"}, exclude_none=True
-    )  # Dagster's configuration takes no null in a map
+    read = Deployment.model_fields.keys() - {"max_model_length", "question"}
+    # without nulls, which Dagster's configuration does not take in a map
+    settings = deployment.model_dump(mode="json", include=read, exclude_none=True)
     if adapter_ranks:
         rank = min(r for r in RANKS if r >= max(adapter_ranks))
         room = {"enable_lora": True, "max_loras": ADAPTERS_A_STEP, "max_lora_rank": rank}

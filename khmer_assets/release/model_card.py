@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from khmer_assets.foundation.files import size_of_folder
@@ -15,8 +16,6 @@ CHECKSUMS = "SHA256SUMS"
 def model_card(name: str, variant: str, model: Path, recipe: dict[str, Any], sources: list[dict[str, Any]]) -> str:
     """The bundle's README: `name` is the bundle's, `model` the folder of the released `variant`, `recipe` the settings
     that it was made with, `sources` the catalogue."""
-    import polars as pl
-
     file = next(model.glob("*.gguf"), None)
     listed = pl.DataFrame([{key: s[key] for key in ("name", "kind", "language", "license")} for s in sources])
     facts = {
@@ -138,6 +137,4 @@ def _precision(config: dict[str, Any]) -> str:
 
 
 def _table(values: dict[str, str]) -> str:
-    import polars as pl
-
     return markdown_table(pl.DataFrame({"": list(values), "value": list(values.values())}))
