@@ -5,22 +5,26 @@ from. So a run that was killed goes on with the batches that are missing, and a 
 it is new. The results are the same wherever the batches are computed.
 """
 
+import fcntl
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import dagster as dg
 import polars as pl
+from pydantic import PrivateAttr
 
 from khmer_assets.foundation.workers import Pending, cores, in_order
 
+LOCK = "lock"
 RAY_VARIABLE = "KHMER_RAY_ADDRESS"
 
 ROWS = 512  # of a batch, on average
@@ -38,6 +42,7 @@ class Batches(dg.ConfigurableResource):
 
     home: str
     ray_address: str = ""
+    _held: list[IO[str]] = PrivateAttr(default_factory=list)
 
     def map(
         self,
@@ -56,17 +61,30 @@ class Batches(dg.ConfigurableResource):
         place = Path(self.home) / "batches" / name
         place.mkdir(parents=True, exist_ok=True)
         cuts = _cut(frame, version)
+        self._hold(place, {f"{key}.arrow" for key, _, _ in cuts})
         missing = {key: (start, rows) for key, start, rows in cuts if not (place / f"{key}.arrow").exists()}
         files, runs = [place / f"{key}.arrow" for key in missing], list(missing.values())
         with self._executor(workers, len(missing)) as submit:
             results = in_order(lambda rows: submit(_apply, function, rows), _read(frame, runs))
             for file, result in zip(files, results, strict=True):
                 _store(file, result)
-        used = {f"{key}.arrow" for key, _, _ in cuts}
-        for file in place.iterdir():
-            if file.name not in used:
-                file.unlink()
         return pl.scan_ipc([place / f"{key}.arrow" for key, _, _ in cuts])
+
+    def _hold(self, place: Path, wanted: set[str]) -> None:
+        """Keep the batches in `place` until the run ends. The unwanted are removed first, unless another run's."""
+        lock = (place / LOCK).open("w")
+        self._held.append(lock)  # its end is the lock's end
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for file in place.iterdir():
+                if file.name not in {*wanted, LOCK}:
+                    file.unlink()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """What the run has computed is read no more."""
+        while self._held:
+            self._held.pop().close()
 
     @contextmanager
     def _executor(self, workers: str, batches: int) -> Iterator[_Submit]:
@@ -153,6 +171,6 @@ def _apply(function: BatchFunction, rows: pl.DataFrame) -> bytes:
 
 
 def _store(file: Path, result: bytes) -> None:
-    aside = file.with_suffix(".writing")
+    aside = file.with_suffix(f".{os.getpid()}.writing")  # another run may be computing the same
     aside.write_bytes(result)
     aside.rename(file)

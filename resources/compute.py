@@ -4,18 +4,22 @@ A payload is a module with a pydantic `Spec` and `main(spec, run)`; it knows not
 """
 
 import fcntl
-import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import dagster as dg
 from pydantic import BaseModel
 
 from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.settings import digest_of
+from resources.payload import FIGURES
 
 
 class Compute(dg.ConfigurableResource):
@@ -23,71 +27,89 @@ class Compute(dg.ConfigurableResource):
 
     home: str
 
+    def materialize(
+        self, context: dg.AssetExecutionContext, payload: str, spec: BaseModel, env: dict[str, str] | None = None
+    ) -> Iterator[dg.Output[Path]]:
+        """The folder that `payload` writes, as the asset's output: `yield from compute.materialize(...)`."""
+        with self.run(context, payload, spec, env) as folder:
+            yield dg.Output(folder)
+
+    @contextmanager
     def run(
         self, context: dg.AssetExecutionContext, payload: str, spec: BaseModel, env: dict[str, str] | None = None
-    ) -> dg.Output[Path]:
-        """Run `payload` (a module's name) with `spec`; return the folder that it wrote, as the asset's output.
+    ) -> Iterator[Path]:
+        """Run `payload` (a module's name) with `spec`; the block gets the folder that it wrote, and yields the output.
+
+        Dagster commits an output before it lets the asset go on. So what the payload wrote, and its checkpoints, are
+        removed when the block ends, and stay when the commit fails or is killed: the next run commits what is
+        whole, and does not make it again. Until the block ends, no other process materializes the artifact.
 
         The figures that the payload returns become metadata of the asset. Raises `dg.Failure` with the payload's own
         message when it refuses its input, and with the end of its output when it breaks.
         """
-        partition = context.partition_key if context.has_partition_key else "all"
-        work = work_folder(Path(self.home), context.asset_key.to_python_identifier(), partition, spec)
-        with (work / "lock").open("w") as lock, (work / "log").open("w+") as log:
+        asset = context.asset_key.to_python_identifier()
+        place = Path(self.home) / "work" / asset / (context.partition_key if context.has_partition_key else "all")
+        place.mkdir(parents=True, exist_ok=True)
+        code_version = context.assets_def.code_versions_by_key.get(context.asset_key)
+        work = place / digest_of([payload, code_version, spec.model_dump(mode="json")])[:16]
+        with (place / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise dg.Failure(f"another process is materializing this artifact (it holds {lock.name})") from None
-            with dg.open_pipes_session(
-                context=context,
-                context_injector=dg.PipesEnvContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
-                extras={"spec": spec.model_dump(mode="json"), "work": str(work)},
-            ) as session:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "resources.payload", payload],
-                    cwd=PROJECT,
-                    env={**os.environ, **(env or {}), **session.get_bootstrap_env_vars()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[lock.fileno()],  # the lock lives as long as the payload, also when this process dies
-                )
-                try:
-                    code = process.wait()
-                finally:
-                    if process.poll() is None:
-                        process.terminate()
-                        process.wait()
-            messages: dict[str, Any] = {}
-            for message in session.get_custom_messages():
-                messages.update(message)
-            if code != 0:
-                log.seek(0)
-                ending = "".join(log.readlines()[-40:])
-                raise dg.Failure(
-                    messages.get("refusal") or f"{payload} ended with status {code}; the end of its output:\n{ending}",
-                    metadata={"log": dg.MetadataValue.path(log.name)},
-                    allow_retries="refusal" not in messages,
-                )
-        context.add_output_metadata(
-            {name: dg.MetadataValue.md(v) if _is_markdown(v) else v for name, v in messages["results"].items()}
+            for former in place.iterdir():
+                if former.is_dir() and former != work:
+                    shutil.rmtree(former, ignore_errors=True)
+            if (work / FIGURES).exists():
+                context.log.info("an earlier run has made this but could not commit it; committing it now")
+            else:
+                work.mkdir(exist_ok=True)
+                _run_in_child(context, payload, spec, env or {}, work, lock)
+            figures = json.loads((work / FIGURES).read_text())
+            context.add_output_metadata(
+                {name: dg.MetadataValue.md(v) if _is_markdown(v) else v for name, v in figures.items()}
+            )
+            yield work / "output"
+            (work / FIGURES).unlink()  # first, for an output is whole only while it is there
+            shutil.rmtree(work)
+
+
+def _run_in_child(
+    context: dg.AssetExecutionContext, payload: str, spec: BaseModel, env: dict[str, str], work: Path, lock: IO[str]
+) -> None:
+    with (
+        (work.parent / "log").open("w+") as log,
+        dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesEnvContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+            extras={"spec": spec.model_dump(mode="json"), "work": str(work)},
+        ) as session,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "resources.payload", payload],
+            cwd=PROJECT,
+            env={**os.environ, **env, **session.get_bootstrap_env_vars()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],  # the lock lives as long as the payload, also when this process dies
         )
-        shutil.rmtree(work / "state")
-        return dg.Output(work / "output")
-
-
-def work_folder(home: Path, asset: str, partition: str, spec: BaseModel) -> Path:
-    """The working folder of an artifact for exactly this spec; those for other specs are removed."""
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-    parent = home / "work" / asset / partition
-    parent.mkdir(parents=True, exist_ok=True)
-    for other in parent.iterdir():
-        if other.name != digest:
-            shutil.rmtree(other, ignore_errors=True)
-    work = parent / digest
-    work.mkdir(exist_ok=True)
-    return work
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if code != 0:
+            refusals = [message["refusal"] for message in session.get_custom_messages() if "refusal" in message]
+            log.seek(0)
+            ending = "".join(log.readlines()[-40:])
+            raise dg.Failure(
+                refusals[0] if refusals else f"{payload} ended with status {code}; the end of its output:\n{ending}",
+                metadata={"log": dg.MetadataValue.path(log.name)},
+                allow_retries=not refusals,
+            )
 
 
 def _is_markdown(value: Any) -> bool:

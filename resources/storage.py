@@ -3,14 +3,17 @@
 Both write to `<store>/<asset>/<partition>/<version>/`, where the version is the SHA-256 of the content, and then
 replace the small file `current` beside it, which names the version. That replacement is the commit: a process that
 is killed before it leaves the former version in place, on a local disk as on an object store.
+
+An object store has no rename, so a version there exists once `<version>.json` stands beside it: its files and their
+sizes, written when all of them have been uploaded.
 """
 
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 import dagster as dg
@@ -18,10 +21,19 @@ import polars as pl
 from pydantic import PrivateAttr
 from upath import UPath
 
-from khmer_assets.foundation.files import digest_of_folder, size_of_folder
+from khmer_assets.foundation.files import (
+    SCRATCH,
+    digest_of_folder,
+    in_turn,
+    in_use,
+    link_files,
+    remove_unused,
+    scratch_folder,
+    size_of_folder,
+)
 from khmer_assets.foundation.tables import markdown_table
 
-VERSIONS_KEPT = 2
+ABANDONED_AFTER = 24 * 3600  # seconds without a new file after which an upload is taken for one that was killed
 ROW_GROUP = 512  # rows that are read together, when a reader wants some of them only
 PREVIEW_ROWS = 5
 DATA = "data.parquet"
@@ -35,95 +47,167 @@ def store_root(home: Path) -> str:
 
 
 class MissingArtifact(Exception):
-    """An artifact that has no committed version yet."""
+    """An artifact that has no committed version."""
 
 
 class Store:
     """Versioned artifacts under one root, local or any address that universal_pathlib knows.
 
-    A folder is moved into place on a local disk and uploaded elsewhere; a remote version is fetched once into
-    `cache`, for a version never changes.
+    Each artifact's current version is kept, the one before it, and those that a process of this machine holds. Of a
+    remote store, what this machine has read or written last is kept in `cache`.
     """
 
     def __init__(self, root: str, cache: Path):
         self.root = UPath(root)
-        self.cache = cache
         self.is_local = self.root.protocol in ("", "file")
+        if not self.is_local:
+            self.root = UPath(root, use_listings_cache=False)  # other machines write there too
+        self.cache = cache
 
     def place(self, asset: str, partition: str | None) -> UPath:
         """The folder that holds the versions of an artifact."""
         return self.root / asset / (partition or "all")
 
+    def _local_place(self, asset: str, partition: str | None) -> Path:
+        """Where this machine has its versions of an artifact."""
+        root = Path(str(self.root)) if self.is_local else self.cache
+        return root / asset / (partition or "all")
+
+    def version(self, asset: str, partition: str | None = None) -> str | None:
+        """The committed version, or None when there is none."""
+        place = self.place(asset, partition)
+        version = _text(place / "current")
+        whole = place / (version or "") if self.is_local else place / f"{version}.json"
+        return version if version and whole.exists() else None
+
     def current(self, asset: str, partition: str | None = None) -> Path:
         """The committed version as a local folder. Raises `MissingArtifact` when there is none."""
-        place = self.place(asset, partition)
-        try:
-            version = (place / "current").read_text().strip()
-        except FileNotFoundError:
-            name = f"{asset} ({partition})" if partition else asset
-            raise MissingArtifact(f"{name} has not been materialized yet; materialize it first") from None
-        if self.is_local:
-            return Path(str(place / version))
-        local = self.cache / asset / (partition or "all") / version
-        if not local.exists():
-            with self.aside(local.parent) as folder:
-                self.root.fs.get(f"{(place / version).path}/", f"{folder}/", recursive=True)
-                folder.rename(local)
-        return local
+        with ExitStack() as held:
+            return self.hold(held, asset, partition)
 
-    @contextmanager
-    def aside(self, parent: Path | None = None) -> Iterator[Path]:
-        """A scratch folder on the store's disk, removed when it has not been moved away."""
-        parent = parent or (Path(str(self.root)) if self.is_local else self.cache) / ".writing"
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=".aside-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def hold(self, held: ExitStack, asset: str, partition: str | None = None) -> Path:
+        """The committed version as a local folder that stays until `held` is closed, whatever is committed meanwhile.
+
+        Raises `MissingArtifact` when there is none.
+        """
+        tried = None
+        while (version := self.version(asset, partition)) and version != tried:
+            folder = self._local_place(asset, partition) / version
+            try:
+                if not self.is_local:
+                    self._fetch(self.place(asset, partition), folder)
+                held.enter_context(in_use(folder))
+                return folder
+            except FileNotFoundError:  # replaced and removed since `current` was read, so there is a newer one
+                tried = version
+        name = f"{asset} ({partition})" if partition else asset
+        raise MissingArtifact(f"{name} has not been materialized yet; materialize it first")
+
+    def scratch(self) -> Path:
+        """The folder for scratch folders on the disk where versions are committed from."""
+        return (Path(str(self.root)) if self.is_local else self.cache) / ".writing"
 
     def commit(self, folder: Path, asset: str, partition: str | None = None) -> str:
-        """Take over `folder` as the current version of the artifact and return its version."""
+        """Make the content of `folder` the current version of the artifact and return its version.
+
+        The folder is left as it is, for the caller to remove: a commit that fails can be tried again.
+        """
         version = digest_of_folder(folder)
-        place = self.place(asset, partition)
-        target = place / version
-        place.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            if self.is_local:
-                # a rename on one disk; across disks a copy, which only the second rename makes visible
-                moving = Path(str(place / ".moving"))
-                shutil.rmtree(moving, ignore_errors=True)
-                shutil.move(folder, moving)
-                os.rename(moving, str(target))
-            else:
-                self.root.fs.put(f"{folder}/", f"{target.path}/", recursive=True)
-        former = (place / "current").read_text().strip() if (place / "current").exists() else None
-        if self.is_local:
-            Path(str(place / ".current")).write_text(version)
-            os.replace(str(place / ".current"), str(place / "current"))
-        else:
-            (place / "current").write_text(version)
-        self._forget_old_versions(place, {version, former})
+        place, local_place = self.place(asset, partition), self._local_place(asset, partition)
+        local = local_place / version
+        with in_turn(local_place), scratch_folder(local_place) as aside:
+            if not local.exists():
+                whole = aside / version
+                link_files(folder, whole)
+                whole.rename(local)
+            with in_use(local):
+                former = _text(place / "current")
+                if self.is_local:
+                    (aside / "current").write_text(version)
+                    os.replace(aside / "current", local_place / "current")
+                else:
+                    whole_there = place / f"{version}.json"
+                    while True:
+                        if not whole_there.exists():
+                            self._upload(local, place)
+                        (place / "current").write_text(version)
+                        if whole_there.exists():  # else another machine has just removed it as an old version
+                            break
+                if former != version:  # else the content is what it was; the version before it stays available
+                    self._forget(place, local_place, {version, former})
         return version
 
-    def _forget_old_versions(self, place: UPath, keep: set[str | None]) -> None:
-        if len(keep) < VERSIONS_KEPT:
-            return  # the content is what it was; the version before it stays available
-        for entry in place.iterdir():
-            if entry.is_dir() and entry.name not in keep:
-                self.root.fs.rm(entry.path, recursive=True)
+    def _upload(self, folder: Path, place: UPath) -> None:
+        files = {
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        for name in files:
+            self.root.fs.put_file(str(folder / name), (place / folder.name / name).path)
+        (place / f"{folder.name}.json").write_text(json.dumps(files, indent=1))
+
+    def _fetch(self, place: UPath, folder: Path) -> None:
+        """Bring a version into the cache. Raises FileNotFoundError when it is no longer there."""
+        with in_turn(folder.parent):
+            if folder.exists():
+                return
+            files = json.loads((place / f"{folder.name}.json").read_text())
+            with scratch_folder(folder.parent) as aside:
+                whole = aside / folder.name
+                whole.mkdir()
+                for name in files:
+                    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+                        raise ValueError(f"{place}: its list of files names {name!r}, which is outside of it")
+                    (whole / name).parent.mkdir(parents=True, exist_ok=True)
+                    self.root.fs.get_file((place / folder.name / name).path, str(whole / name))
+                if digest_of_folder(whole) != folder.name:
+                    raise OSError(f"{place / folder.name}: what was read has another digest; materialize it again")
+                whole.rename(folder)
+            for other in folder.parent.iterdir():
+                if other.is_dir() and other != folder and not other.name.startswith(SCRATCH):
+                    remove_unused(other)
+
+    def _forget(self, place: UPath, local_place: Path, keep: set[str | None]) -> None:
+        for folder in local_place.iterdir():
+            if folder.is_dir() and folder.name not in keep and not folder.name.startswith(SCRATCH):
+                remove_unused(folder)
+        if self.is_local:
+            return
+        found = list(place.iterdir())
+        listed = {entry.stem for entry in found if entry.suffix == ".json"}
+        for version in listed - keep:
+            (place / f"{version}.json").unlink()
+            self.root.fs.rm((place / version).path, recursive=True)
+        for name in {entry.name for entry in found if entry.is_dir()} - listed - keep:
+            files = self.root.fs.find((place / name).path)
+            newest = max((self.root.fs.modified(file).timestamp() for file in files), default=0.0)
+            if time.time() - newest > ABANDONED_AFTER:
+                self.root.fs.rm((place / name).path, recursive=True)
+
+
+def _text(file: UPath) -> str | None:
+    try:
+        return str(file.read_text()).strip() or None
+    except FileNotFoundError:
+        return None
 
 
 class _StoreIOManager(dg.ConfigurableIOManager):
     root: str
     cache: str
     _store: Store | None = PrivateAttr(default=None)
+    _held: ExitStack = PrivateAttr(default_factory=ExitStack)
 
     @property
     def store(self) -> Store:
         if self._store is None:
             self._store = Store(self.root, Path(self.cache))
         return self._store
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """What the run has read may be removed from now on."""
+        self._held.close()
 
     def _read(self, folder: Path, as_folder: bool) -> Any:
         raise NotImplementedError
@@ -137,13 +221,13 @@ class _StoreIOManager(dg.ConfigurableIOManager):
         wanted = context.dagster_type.typing_type
         as_folder = Path in (wanted, *get_args(wanted))
         if not context.has_asset_partitions:
-            return self._read(self.store.current(asset), as_folder)
+            return self._read(self.store.hold(self._held, asset), as_folder)
         if context.has_partition_key:
-            return self._read(self.store.current(asset, context.asset_partition_key), as_folder)
+            return self._read(self.store.hold(self._held, asset, context.asset_partition_key), as_folder)
         found = {}
         for partition in context.asset_partition_keys:
             try:
-                found[partition] = self._read(self.store.current(asset, partition), as_folder)
+                found[partition] = self._read(self.store.hold(self._held, asset, partition), as_folder)
             except MissingArtifact as error:
                 context.log.warning(f"{error}; going on without it")
         if not found:
@@ -161,7 +245,7 @@ class _StoreIOManager(dg.ConfigurableIOManager):
             context.step_context.set_data_version(context.asset_key, dg.DataVersion(version))
         path = self.store.place(asset, partition) / version
         context.add_output_metadata({"path": dg.MetadataValue.path(str(path)), "bytes": size, "digest": version})
-        return self.store.current(asset, partition)
+        return self.store.hold(self._held, asset, partition)
 
 
 class FramesIOManager(_StoreIOManager):
@@ -176,7 +260,7 @@ class FramesIOManager(_StoreIOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: pl.LazyFrame) -> None:
         """Write, commit and describe a frame."""
-        with self.store.aside() as folder:
+        with scratch_folder(self.store.scratch()) as folder:
             metadata: dict[str, Any] = {}
             if "rule" in obj.collect_schema():
                 removed = obj.filter(pl.col("rule").is_not_null())
@@ -216,7 +300,7 @@ def _describe_removed(removed: pl.LazyFrame) -> dict[str, Any]:
 
 
 class FoldersIOManager(_StoreIOManager):
-    """Carries a directory as a Path: a model, a tokenizer, a report. The directory is moved into the store."""
+    """Carries a directory as a Path: a model, a tokenizer, a report. The directory is removed once it is committed."""
 
     def _read(self, folder: Path, as_folder: bool) -> Any:
         return folder
@@ -224,6 +308,7 @@ class FoldersIOManager(_StoreIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Path) -> None:
         """Commit and describe a folder."""
         folder = self._commit(context, obj)
+        shutil.rmtree(obj, ignore_errors=True)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         listing = pl.DataFrame(
             {"file": [str(f.relative_to(folder)) for f in files], "bytes": [f.stat().st_size for f in files]},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def adapter_assets(
         mlflow: dg.ResourceParam[Any],
         merged_model: Path,
         adapter_chats: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A peft folder: a LoRA adapter of merged_model for one domain; `training.json` holds the loss curve."""
         spec = sft.Spec(
             base=merged_model,
@@ -108,7 +109,7 @@ def adapter_assets(
             seed=seed,
         )
         with tracked_run(mlflow, context) as env:
-            return compute.run(context, sft.__name__, spec, env)
+            yield from compute.materialize(context, sft.__name__, spec, env)
 
     @dg.asset(
         group_name="evaluation",
@@ -123,7 +124,7 @@ def adapter_assets(
         merged_model: Path,
         domain_adapter: Path,
         adapter_chats: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`evaluation.json`: loss and exact answers on the held-out chats of an adapter, with and without it."""
         spec = evaluate.Spec(
             model=merged_model,
@@ -132,7 +133,7 @@ def adapter_assets(
             settings=evaluation,
             context_length=context_length,
         )
-        return compute.run(context, evaluate.__name__, spec)
+        yield from compute.materialize(context, evaluate.__name__, spec)
 
     @dg.asset_check(asset="adapter_evaluation", partitions_def=partitions, blocking=True)
     def adapter_helps(context: dg.AssetCheckExecutionContext, adapter_evaluation: Path) -> dg.AssetCheckResult:
@@ -160,10 +161,10 @@ def adapter_assets(
         compute: Compute,
         domain_adapter: Path,
         adapter_evaluation: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`adapter/` to be served and `release.json`. Refused while a blocking check upstream is not met."""
         require_checks(context)
-        return compute.run(
+        yield from compute.materialize(
             context,
             release_payload.__name__,
             release_payload.Spec(

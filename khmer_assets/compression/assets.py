@@ -1,6 +1,7 @@
 """The assets of the compression stage."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,27 @@ def compression_assets(settings: Compression, seed: int) -> list[Any]:
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
     def pruned_model(
         context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A transformers folder in bfloat16, Linear weights 2:4 sparse but stored dense; `pruning.json` measures it."""
         spec = prune.Spec(ratio=settings.prune_ratio, **calibration(merged_model, training_mixture))
-        return compute.run(context, prune.__name__, spec)
+        yield from compute.materialize(context, prune.__name__, spec)
 
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
     def awq_model(
         context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A transformers folder with 4-bit Linear weights (compressed-tensors W4A16); `awq.json` holds their bytes."""
         spec = awq.Spec(group_size=settings.awq_group_size, **calibration(merged_model, training_mixture))
-        return compute.run(context, awq.__name__, spec)
+        yield from compute.materialize(context, awq.__name__, spec)
 
     @dg.asset(**common, kinds={"gguf"}, partitions_def=quantizations, code_version=version)
     def gguf_model(
         context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """One GGUF file for llama.cpp, quantized as the partition's name says; `gguf.json` tells how it reads text."""
         quantization: Any = context.partition_key
         spec = gguf.Spec(quantization=quantization, **calibration(merged_model, training_mixture))
-        return compute.run(context, gguf.__name__, spec)
+        yield from compute.materialize(context, gguf.__name__, spec)
 
     @dg.asset_check(asset="pruned_model")
     def pruning_is_two_of_four(pruned_model: Path) -> dg.AssetCheckResult:

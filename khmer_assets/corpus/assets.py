@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,19 @@ def corpus_assets(
         """A source's documents as they were found (`DOCUMENT`); rows that cannot be used are set aside. A source that
         fetches appends what is new to what it has collected before."""
         source = sources[context.partition_key]
-        if reading.fetches(source):
-            collection = Path(compute.home) / "collections" / f"{source.name}.sqlite"
-            spec = refresh.Spec(source=source, base=base, collection=collection)
-            documents = pl.scan_parquet(compute.run(context, refresh.__name__, spec).value / refresh.ROWS)
-        else:
-            try:
-                documents = reading.read(source, base)
-            except (SourceError, RecipeError) as error:
-                raise dg.Failure(str(error), allow_retries=False) from None
-        with _computed(documents) as rows:
+        with ExitStack() as held:
+            if reading.fetches(source):
+                collection = Path(compute.home) / "collections" / f"{source.name}.sqlite"
+                spec = refresh.Spec(source=source, base=base, collection=collection)
+                documents = pl.scan_parquet(
+                    held.enter_context(compute.run(context, refresh.__name__, spec)) / refresh.ROWS
+                )
+            else:
+                try:
+                    documents = reading.read(source, base)
+                except (SourceError, RecipeError) as error:
+                    raise dg.Failure(str(error), allow_retries=False) from None
+            rows = held.enter_context(_computed(documents))
             yield dg.Output(rows, metadata=_lengths(kept(rows)))
 
     @dg.asset(**corpus, partitions_def=partitions, code_version=code_version(2, normalization=normalization))
@@ -199,7 +202,7 @@ def corpus_assets(
         deduplicated_corpus: dict[str, Path],
         dedup_index: Path,
         tokenizer: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`report.md`, `report.json`, plots, and `examples.md` with ten removed rows of each rule: documents,
         characters and tokens by source and month, what each rule removed, clusters of copies, lengths and scripts."""
         spec = report.Spec(
@@ -211,7 +214,7 @@ def corpus_assets(
             tokenizer=tokenizer,
             seed=seed,
         )
-        return compute.run(context, report.__name__, spec)
+        yield from compute.materialize(context, report.__name__, spec)
 
     def no_row_is_lost(after: str, before: str) -> dg.AssetChecksDefinition:
         @dg.asset_check(

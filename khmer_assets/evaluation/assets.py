@@ -1,6 +1,6 @@
 """The assets of the evaluation stage: one evaluation a variant, and the report that compares them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def evaluation_assets(
 
     def measure(
         context: dg.AssetExecutionContext, compute: Compute, variant: str, model: Path, *others: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         tokenizer, mixture, chats = others
-        return compute.run(
+        yield from compute.materialize(
             context,
             evaluate.__name__,
             evaluate.Spec(
@@ -56,8 +56,8 @@ def evaluation_assets(
             tokenizer: Path,
             training_mixture: Path,
             chat_dataset: Path,
-        ) -> dg.Output[Path]:
-            return measure(context, compute, variant, model, tokenizer, training_mixture, chat_dataset)
+        ) -> Iterator[dg.Output[Path]]:
+            yield from measure(context, compute, variant, model, tokenizer, training_mixture, chat_dataset)
 
         return evaluation
 
@@ -69,9 +69,9 @@ def evaluation_assets(
         tokenizer: Path,
         training_mixture: Path,
         chat_dataset: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         variant = f"gguf {context.partition_key}"
-        return measure(context, compute, variant, gguf_model, tokenizer, training_mixture, chat_dataset)
+        yield from measure(context, compute, variant, gguf_model, tokenizer, training_mixture, chat_dataset)
 
     @dg.asset(group_name="evaluation", io_manager_key="folders", code_version=f"1-{recipe}")
     def benchmark_report(
@@ -81,9 +81,9 @@ def evaluation_assets(
         pruned_evaluation: Path,
         awq_evaluation: Path,
         gguf_evaluation: dict[str, Path],
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`report.md`, `report.json` and plots: all variants in one table, measured on the same held-out text."""
-        return compute.run(
+        yield from compute.materialize(
             context,
             report.__name__,
             report.Spec(

@@ -1,6 +1,7 @@
 """The assets of the finetuning stage."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def finetuning_assets(settings: Finetuning, precision: Precision, context_length
         mlflow: dg.ResourceParam[Any],
         base_checkpoint: Path,
         chat_dataset: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A peft folder: a LoRA adapter trained on the answers of the chats; `training.json` holds the loss curve."""
         spec = sft.Spec(
             base=base_checkpoint,
@@ -45,7 +46,7 @@ def finetuning_assets(settings: Finetuning, precision: Precision, context_length
             seed=seed,
         )
         with tracked_run(mlflow, context) as env:
-            return compute.run(context, sft.__name__, spec, env)
+            yield from compute.materialize(context, sft.__name__, spec, env)
 
     @dg.asset(group_name="finetuning", io_manager_key="folders", kinds={"huggingface"}, pool=GPU_POOL, code_version="1")
     def merged_model(
@@ -54,9 +55,9 @@ def finetuning_assets(settings: Finetuning, precision: Precision, context_length
         base_checkpoint: Path,
         sft_adapter: Path,
         training_mixture: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A transformers folder in bfloat16: base and adapter in one; `merge.json` tells how equal they are."""
-        return compute.run(
+        yield from compute.materialize(
             context,
             merge.__name__,
             merge.Spec(base=base_checkpoint, adapter=sft_adapter, texts=training_mixture, samples=MERGE_TEXTS),

@@ -1,9 +1,20 @@
-"""Files and folders: digests, sizes, versions, and second homes of one content."""
+"""Files and folders: digests, sizes, versions, second homes of one content, and folders that processes share.
 
+A process that reads or writes a folder holds a lock on the folder itself, which ends with the process. So nobody
+removes what another one is using, and what a killed process left behind can be told from what a living one makes.
+"""
+
+import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+SCRATCH = ".scratch-"
 
 
 def digest_of_folder(folder: Path) -> str:
@@ -42,3 +53,65 @@ def file_version(file: Path) -> tuple[int, int]:
         return found.st_mtime_ns, found.st_ino
     except FileNotFoundError:
         return 0, 0
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Run the block while no other process runs one for this folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep a folder from `remove_unused` while the block runs. Raises FileNotFoundError when there is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # another took its place while this one waited
+            raise FileNotFoundError(f"{folder} was replaced a moment ago")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a folder unless a process uses it. It disappears at once, also when this process is killed meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    with suppress(BlockingIOError, FileNotFoundError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed = folder.with_name(f"{SCRATCH}{uuid.uuid4().hex}")
+            folder.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new empty folder in `parent`, removed at the end unless it was moved away by then.
+
+    What killed processes left there is removed first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{SCRATCH}*"):
+        remove_unused(left)
+    with ExitStack() as held:
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=SCRATCH))
+            with suppress(FileNotFoundError):  # another process took it for one that was left
+                held.enter_context(in_use(folder))
+                break
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The assets that tell what load the server bears: the log of its use, and on demand the benchmark and the tuning."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ def load_assets(
         served_model: Path,
         chat_dataset: Path,
         tokenizer: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`benchmark.json`, `benchmark.md` and plots: what users see of the served model, from one user to many."""
         try:
             former = folders.store.current("serving_benchmark")
         except MissingArtifact:
             former = None
-        return compute.run(
+        yield from compute.materialize(
             context,
             benchmark.__name__,
             benchmark.Spec(
@@ -94,27 +95,23 @@ def load_assets(
         mlflow: dg.ResourceParam[Any],
         release: Path,
         chat_dataset: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`tuning.json`, `tuning.md` and a plot: vLLM's settings with the highest throughput under a limit of latency.
 
         The next deployment uses them.
         """
-        with tracked_run(mlflow, context) as env:
-            found = compute.run(
-                context,
-                tuning.__name__,
-                tuning.Spec(
-                    release=release,
-                    max_model_length=max_model_length,
-                    engine=model_server.engine,
-                    engines=Path(model_server.home) / "server" / "tuning",
-                    chats=chat_dataset,
-                    settings=tuning_settings,
-                    seed=seed,
-                ),
-                env=env,
-            )
-        model_server.keep_tuned(json.loads((found.value / "tuning.json").read_text())["engine"])
-        return found
+        spec = tuning.Spec(
+            release=release,
+            max_model_length=max_model_length,
+            engine=model_server.engine,
+            engines=Path(model_server.home) / "server" / "tuning",
+            chats=chat_dataset,
+            settings=tuning_settings,
+            seed=seed,
+        )
+        with tracked_run(mlflow, context) as env, compute.run(context, tuning.__name__, spec, env) as folder:
+            engine = json.loads((folder / "tuning.json").read_text())["engine"]
+            yield dg.Output(folder)
+            model_server.keep_tuned(engine)
 
     return [audit_log, serving_benchmark, every_request_is_answered, serving_tuning]

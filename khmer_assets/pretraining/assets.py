@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def pretraining_assets(settings: Pretraining, max_documents: int, seed: int) -> 
     )
     def packed_dataset(
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`train.bin`: the train split as one stream of uint32 token ids, documents parted by the end-of-text token."""
-        return compute.run(
+        yield from compute.materialize(
             context,
             packing.__name__,
             packing.Spec(
@@ -55,13 +56,13 @@ def pretraining_assets(settings: Pretraining, max_documents: int, seed: int) -> 
         packed_dataset: Path,
         tokenizer: Path,
         training_mixture: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """A transformers folder: the pretrained decoder and its tokenizer; `training.json` holds the loss curve.
 
         A run that is stopped goes on from its last checkpoint.
         """
         with tracked_run(mlflow, context) as env:
-            return compute.run(
+            yield from compute.materialize(
                 context,
                 train.__name__,
                 train.Spec(

@@ -1,6 +1,7 @@
 """The assets of the release stage: the bundle, the gates, the release that passes them, and its deployment."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def release_assets(
         ins={"model": released_model},
         code_version=f"1-{settings.variant}",
     )
-    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> dg.Output[Path]:
+    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> Iterator[dg.Output[Path]]:
         """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
         spec = bundle.Spec(
             model=model,
@@ -53,7 +54,7 @@ def release_assets(
             recipe=recipe,
             sources=sources,
         )
-        return compute.run(context, bundle.__name__, spec)
+        yield from compute.materialize(context, bundle.__name__, spec)
 
     @dg.asset_check(asset="release_bundle", blocking=True)
     def bundle_is_bit_identical(release_bundle: Path) -> dg.AssetCheckResult:
@@ -95,10 +96,10 @@ def release_assets(
         model: Path,
         benchmark_report: Path,
         release_bundle: Path,
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met."""
         require_checks(context)
-        return compute.run(
+        yield from compute.materialize(
             context,
             release_payload.__name__,
             release_payload.Spec(

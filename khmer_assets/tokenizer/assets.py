@@ -1,6 +1,7 @@
 """The assets of the tokenizer stage."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
         kinds={"huggingface"},
         code_version=code_version(1, tokenizer=settings),
     )
-    def tokenizer(context: dg.AssetExecutionContext, compute: Compute, training_mixture: Path) -> dg.Output[Path]:
+    def tokenizer(
+        context: dg.AssetExecutionContext, compute: Compute, training_mixture: Path
+    ) -> Iterator[dg.Output[Path]]:
         """A transformers tokenizer folder with chat template: a byte-level BPE trained on the train split."""
-        return compute.run(
+        yield from compute.materialize(
             context,
             bpe.__name__,
             bpe.Spec(
@@ -36,9 +39,11 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
     @dg.asset(group_name="tokenizer", io_manager_key="folders", code_version="1")
     def tokenizer_report(
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
-    ) -> dg.Output[Path]:
+    ) -> Iterator[dg.Output[Path]]:
         """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source."""
-        return compute.run(context, report.__name__, report.Spec(tokenizer=tokenizer, mixture=training_mixture))
+        yield from compute.materialize(
+            context, report.__name__, report.Spec(tokenizer=tokenizer, mixture=training_mixture)
+        )
 
     @dg.asset_check(asset="tokenizer_report", blocking=True)
     def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:

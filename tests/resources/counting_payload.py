@@ -1,5 +1,6 @@
 """A payload for the tests: counts up in its state folder, and can be told to refuse, to break or to wait."""
 
+import os
 import time
 from typing import Any
 
@@ -27,4 +28,4 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         counter.write_text(str(number + 1))
         run.log(f"counted {number + 1}")
     (run.output / "count.txt").write_text(str(spec.until))
-    return {"started_at": start}
+    return {"started_at": start, "process": os.getpid()}

@@ -105,10 +105,14 @@ def test_another_version_computes_everything_again_and_forgets_the_old_results(h
     frame = rows(500)
     mapped(here, frame, workers="threads")
     files = set(Path(tmp_path, "batches", "corpus").iterdir())
-    again = Counted()
-    mapped(here, frame, again, version="2", workers="threads")
+    again, other_run = Counted(), Batches(home=str(tmp_path))
+    mapped(other_run, frame, again, version="2", workers="threads")
     assert again.rows == 500
-    assert files.isdisjoint(Path(tmp_path, "batches", "corpus").iterdir())
+    assert files < set(Path(tmp_path, "batches", "corpus").iterdir()), "the first run may still read them"
+    for run in (here, other_run):
+        run.teardown_after_execution(None)
+    mapped(here, frame, version="2", workers="threads")
+    assert not {file for file in files if file.suffix == ".arrow"} & set(Path(tmp_path, "batches", "corpus").iterdir())
 
 
 @pytest.mark.slow

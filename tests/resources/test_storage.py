@@ -1,12 +1,17 @@
 """The I/O managers: what is committed is whole, versions are digests, rows set aside stand beside the others."""
 
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from khmer_assets.foundation.files import digest_of_folder
+from khmer_assets.foundation.files import SCRATCH, digest_of_folder
+from khmer_assets.foundation.home import PROJECT
 from resources.storage import FoldersIOManager, FramesIOManager, MissingArtifact, Store
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
@@ -106,34 +111,130 @@ def test_a_source_without_artifact_is_left_out_and_one_alone_is_still_a_dict(res
 
 def folder_with(parent: Path, text: str) -> Path:
     folder = parent / "made"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "file.txt").write_text(text)
     return folder
 
 
-def test_a_folder_that_was_not_committed_is_never_seen(tmp_path):
+def versions_in(place: Path) -> set[str]:
+    return {entry.name for entry in place.iterdir() if entry.is_dir()}
+
+
+def test_what_a_killed_commit_left_behind_is_never_seen_and_removed_by_the_next_one(tmp_path):
     store = Store(str(tmp_path / "store"), tmp_path / "cache")
     with pytest.raises(MissingArtifact, match="model has not been materialized yet"):
         store.current("model")
-    store.commit(folder_with(tmp_path, "one"), "model")
-    half = tmp_path / "store" / "model" / "all" / ".moving"  # what a kill during a copy leaves behind
-    half.mkdir()
+    first = store.commit(folder_with(tmp_path, "one"), "model")
+    half = tmp_path / "store" / "model" / "all" / f"{SCRATCH}killed" / "version"
+    half.mkdir(parents=True)
     (half / "file.txt").write_text("tw")
     assert (store.current("model") / "file.txt").read_text() == "one"
-    store.commit(folder_with(tmp_path, "two"), "model")
+    second = store.commit(folder_with(tmp_path, "two"), "model")
     assert (store.current("model") / "file.txt").read_text() == "two"
+    assert versions_in(tmp_path / "store" / "model" / "all") == {first, second}
 
 
 def test_the_former_version_is_kept_and_older_ones_are_removed(tmp_path):
     store = Store(str(tmp_path / "store"), tmp_path / "cache")
     versions = [store.commit(folder_with(tmp_path, text), "model") for text in ("one", "two", "three")]
-    place = tmp_path / "store" / "model" / "all"
-    assert {p.name for p in place.iterdir() if p.is_dir()} == set(versions[1:])
+    assert versions_in(tmp_path / "store" / "model" / "all") == set(versions[1:])
 
 
-def test_a_remote_store_is_read_through_the_cache(tmp_path):
-    store = Store("memory://factory", tmp_path / "cache")
-    store.commit(folder_with(tmp_path, "ទូក"), "model")
-    folder = store.current("model")
-    assert folder.is_relative_to(tmp_path / "cache")
-    assert (folder / "file.txt").read_text() == "ទូក"
+def test_what_a_running_step_reads_stays_until_it_has_ended(resources, tmp_path):
+    store = Store(str(tmp_path / "store"), tmp_path / "cache")
+
+    @dg.asset(io_manager_key="folders")
+    def mixture() -> Path:
+        return folder_with(tmp_path, "trained on")
+
+    @dg.asset(io_manager_key="folders")
+    def model(mixture: Path) -> Path:
+        for text in ("newer", "newer still"):  # the mixture is made twice while the training runs
+            store.commit(folder_with(tmp_path, text), "mixture")
+        return folder_with(tmp_path, (mixture / "file.txt").read_text())
+
+    assert materialize([mixture, model], resources).success
+    assert (store.current("model") / "file.txt").read_text() == "trained on"
+    kept = {store.commit(folder_with(tmp_path, text), "mixture") for text in ("next", "and next")}
+    assert versions_in(tmp_path / "store" / "mixture" / "all") == kept
+
+
+def test_two_commits_of_one_artifact_at_once_both_succeed(tmp_path):
+    def commit(number: int) -> str:
+        folder = tmp_path / f"made {number}"
+        folder.mkdir()
+        (folder / "file.txt").write_text(str(number % 3))
+        return Store(str(tmp_path / "store"), tmp_path / "cache").commit(folder, "model")
+
+    with ThreadPoolExecutor(8) as pool:
+        versions = set(pool.map(commit, range(24)))
+    assert len(versions) == 3
+    assert Store(str(tmp_path / "store"), tmp_path / "cache").current("model").name in versions
+
+
+class TestObjectStore:
+    """An S3, spoken to over HTTP."""
+
+    @pytest.fixture
+    def here(self, s3, tmp_path) -> Store:
+        return Store("s3://factory/store", tmp_path / "cache")
+
+    @pytest.fixture
+    def elsewhere(self, s3, tmp_path) -> Store:
+        return Store("s3://factory/store", tmp_path / "another machine")
+
+    def test_a_version_is_read_through_the_cache(self, here, elsewhere, tmp_path):
+        version = here.commit(folder_with(tmp_path, "ទូក"), "model")
+        folder = elsewhere.current("model")
+        assert folder == tmp_path / "another machine" / "model" / "all" / version
+        assert (folder / "file.txt").read_text() == "ទូក"
+
+    def test_what_was_written_here_is_not_fetched_again(self, s3, here, tmp_path):
+        version = here.commit(folder_with(tmp_path, "ទូក"), "model")
+        s3.rm(f"factory/store/model/all/{version}/file.txt")
+        assert (here.current("model") / "file.txt").read_text() == "ទូក"
+
+    def test_a_killed_upload_is_not_taken_as_whole(self, s3, here, elsewhere, tmp_path):
+        made = tmp_path / "model"
+        made.mkdir()
+        for number in range(40):
+            (made / f"shard {number:02}").write_bytes(bytes([number]) * 50_000)
+        script = (
+            "import sys; from pathlib import Path; from resources.storage import Store;"
+            "Store('s3://factory/store', Path(sys.argv[2])).commit(Path(sys.argv[1]), 'model')"
+        )
+        cache = str(tmp_path / "cache")
+        process = subprocess.Popen([sys.executable, "-c", script, str(made), cache], cwd=PROJECT)
+        while not s3.find("factory/store") and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert 0 < len(s3.find("factory/store")) < 40, "the kill came too early or too late"
+        with pytest.raises(MissingArtifact):
+            elsewhere.current("model")
+        here.commit(made, "model")
+        assert digest_of_folder(elsewhere.current("model")) == digest_of_folder(made)
+
+    def test_two_processes_that_fetch_at_once_get_the_same(self, here, tmp_path):
+        here.commit(folder_with(tmp_path, "ទូក"), "model")
+        with ThreadPoolExecutor(4) as pool:
+            stores = [Store("s3://factory/store", tmp_path / "another machine") for _ in range(4)]
+            found = list(pool.map(lambda store: store.current("model"), stores))
+        assert len(set(found)) == 1 and (found[0] / "file.txt").read_text() == "ទូក"
+
+    def test_old_versions_leave_the_store_and_the_cache(self, s3, here, elsewhere, tmp_path):
+        versions = []
+        for text in ("one", "two", "three", "four"):
+            versions.append(here.commit(folder_with(tmp_path, text), "model"))
+            elsewhere.current("model")
+        listed = {Path(file).name for file in s3.ls("factory/store/model/all")}
+        assert listed == {"current", *versions[2:], *(f"{version}.json" for version in versions[2:])}
+        assert versions_in(tmp_path / "cache" / "model" / "all") == set(versions[2:])
+        assert versions_in(tmp_path / "another machine" / "model" / "all") == {versions[3]}
+
+    def test_content_that_was_changed_on_the_way_is_refused(self, s3, here, elsewhere, tmp_path):
+        version = here.commit(folder_with(tmp_path, "ទូក"), "model")
+        s3.pipe(f"factory/store/model/all/{version}/file.txt", b"another")
+        with pytest.raises(OSError, match="another digest"):
+            elsewhere.current("model")
+        assert versions_in(tmp_path / "another machine" / "model" / "all") == set()
