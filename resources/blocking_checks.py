@@ -7,6 +7,8 @@ import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 
+from resources.staleness import partitions_of
+
 NOT_RUN = "has not run on its newest version"
 EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, which is the safe side
 
@@ -14,12 +16,6 @@ EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, w
 def blocking_checks(graph: Any, asset: dg.AssetKey) -> list[dg.AssetCheckKey]:
     """The asset's checks that must hold before anything is made of it."""
     return sorted(key for key in graph.get_check_keys_for_assets({asset}) if graph.get(key).blocking)
-
-
-def partitions_of(graph: Any, asset: dg.AssetKey) -> list[str | None]:
-    """The asset's partitions, or [None] when it has none."""
-    definition = graph.get(asset).partitions_def
-    return list(definition.get_partition_keys()) if definition else [None]
 
 
 def unmet(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None) -> str | None:

@@ -1,7 +1,6 @@
 """Brings the graph up to date: materializes, in the graph's order, what is missing or stale, and nothing else.
 
-What counts as stale is Dagster's own judgment, the one that the UI shows: another code version (the recipe), or
-another data version (the content) of an input.
+What counts as stale is told in `resources.staleness`.
 """
 
 import os
@@ -12,12 +11,11 @@ from typing import Any
 
 import dagster as dg
 import psutil
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.loader import LoadingContextForTest
 
 from resources import blocking_checks
 from resources.instance import ON_DEMAND
+from resources.staleness import Artifact, causes, inputs_of, name_of, partitions_of
 
 PROCESS_TAG = "khmer/process"
 
@@ -61,26 +59,24 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
         _execute(defs, instance, key, None)
     keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
     keys = [key for key in keys if not ON_DEMAND.items() <= graph.get(key).tags.items()]
-    work = [(key, partition) for key in keys for partition in blocking_checks.partitions_of(graph, key)]
-    blocked: dict[tuple[dg.AssetKey, str | None], str] = {}
+    work = [(key, partition) for key in keys for partition in partitions_of(graph, key)]
+    blocked: dict[Artifact, str] = {}
     for number, (key, partition) in enumerate(work, 1):
-        name = f"{key.to_user_string()} ({partition})" if partition else key.to_user_string()
-        causes = [
-            cause
-            for parent in graph.get(key).parent_keys
-            for (blocked_key, blocked_partition), cause in blocked.items()
-            if blocked_key == parent and _needs(graph.get(key), parent, blocked_partition, partition)
+        name = name_of((key, partition))
+        hindrances = [
+            blocked[needed]
+            for needed in inputs_of(graph, (key, partition))
+            if needed in blocked and _cannot_do_without(graph, key, needed)
         ]
-        if causes:
-            summary.held_back[name] = blocked[key, partition] = causes[0]
-            say(f"[{number:2}/{len(work)}] {name}: held back, because {causes[0]}")
+        if hindrances:
+            summary.held_back[name] = blocked[key, partition] = hindrances[0]
+            say(f"[{number:2}/{len(work)}] {name}: held back, because {hindrances[0]}")
             continue
-        status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance)).get_status(key, partition)
         reasons = _unmet(instance, graph, key, partition)
         unjudged = any(
             reason.endswith(blocking_checks.NOT_RUN) for reason in reasons
         )  # killed between an asset and its checks
-        if status == StaleStatus.FRESH and not unjudged:
+        if not causes(instance, graph, (key, partition)) and not unjudged:
             summary.fresh += 1
         else:
             say(f"[{number:2}/{len(work)}] {name}")
@@ -102,12 +98,12 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
     return summary
 
 
-def _needs(node: Any, parent: dg.AssetKey, upstream: str | None, partition: str | None) -> bool:
-    """Whether an artifact cannot be made without the partition `upstream`: what takes all goes on without one."""
-    mapping = node.partition_mappings.get(parent)
-    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
-        return upstream in mapping.partition_keys
-    return upstream in (None, partition)
+def _cannot_do_without(graph: Any, key: dg.AssetKey, needed: Artifact) -> bool:
+    """Whether an asset cannot be made without one of its inputs: what takes all partitions goes on without one."""
+    parent, partition = needed
+    if partition is None or graph.get(key).partitions_def == graph.get(parent).partitions_def:
+        return True
+    return isinstance(graph.get(key).partition_mappings.get(parent), dg.SpecificPartitionsPartitionMapping)
 
 
 def _unmet(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey, partition: str | None) -> list[str]:
