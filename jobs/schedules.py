@@ -4,26 +4,32 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from jobs.stages import REPORT_JOB, SOURCES_JOB
+from jobs.stages import REPORT_JOB, SNAPSHOT_JOB, SOURCES_JOB
 
 
 def all_schedules(sources: list[str]) -> list[dg.ScheduleDefinition]:
-    """A weekly refresh of every source and a nightly report."""
+    """A weekly refresh of every source, a monthly snapshot and a nightly report."""
 
     @dg.schedule(
         job_name=SOURCES_JOB,
         cron_schedule="0 2 * * 0",
-        description="Collects, normalizes and filters every source again; what depends on them shows as stale.",
+        description="Collects, normalizes and filters every source again; the next snapshot takes in what is new.",
     )
     def weekly_refresh(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         day = context.scheduled_execution_time.date().isoformat()
         for source in sources:
             yield dg.RunRequest(run_key=f"{day}-{source}", partition_key=source)
 
+    monthly_snapshot = dg.ScheduleDefinition(
+        name="monthly_snapshot",
+        job_name=SNAPSHOT_JOB,
+        cron_schedule="0 6 1 * *",
+        description="Takes the corpus as it is then for the next training; what is trained on it shows as stale.",
+    )
     nightly_report = dg.ScheduleDefinition(
         name="nightly_report",
         job_name=REPORT_JOB,
         cron_schedule="0 3 * * *",
         description="Measures the variants again and writes the benchmark report.",
     )
-    return [weekly_refresh, nightly_report]
+    return [weekly_refresh, monthly_snapshot, nightly_report]

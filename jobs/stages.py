@@ -10,6 +10,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from resources.model_server import ModelServer, ModelServerError
 
 SOURCES_JOB = "refresh_sources"
+SNAPSHOT_JOB = "take_snapshot"
 REPORT_JOB = "report"
 
 
@@ -24,8 +25,11 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
         dg.define_asset_job("find_duplicates", AssetSelection.assets("dedup_index")),
         dg.define_asset_job("remove_duplicates", AssetSelection.assets("deduplicated_corpus", "verbalized_sentences")),
         dg.define_asset_job(
-            "train_tokenizer", AssetSelection.assets("training_mixture") | AssetSelection.groups("tokenizer")
+            SNAPSHOT_JOB,
+            AssetSelection.assets("training_mixture"),
+            description="Take the corpus as it is now for the next training.",
         ),
+        dg.define_asset_job("train_tokenizer", AssetSelection.groups("tokenizer")),
         dg.define_asset_job("pretrain", AssetSelection.groups("pretraining")),
         dg.define_asset_job("finetune", AssetSelection.groups("instructions", "finetuning")),
         dg.define_asset_job("compress", AssetSelection.assets("pruned_model", "awq_model")),
@@ -37,7 +41,8 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
         dg.define_asset_job(
             REPORT_JOB,
             (AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation"))
-            | AssetSelection.assets("corpus_report"),
+            | AssetSelection.assets("corpus_report")
+            | AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("training_mixture"), "snapshot_is_recent")),
         ),
         dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
     ]

@@ -10,6 +10,9 @@ import yaml
 # tag of assets that are made when somebody asks for them, not when they are stale
 ON_DEMAND = {"khmer/on_demand": "true"}
 
+# tag of assets that stay as they are when their inputs change, until somebody asks for them anew
+SNAPSHOT = {"khmer/snapshot": "true"}
+
 GPU_POOL = "gpu"  # the pool of the assets that need the accelerator
 ASSETS_A_POOL = 1  # at a time
 RUNS = 4  # at a time

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from resources.instance import SNAPSHOT
+
 # Dagster's tags of a materialization. The first two are of an observation too, the last has an input's name behind it.
 DATA_VERSION_TAG = "dagster/data_version"
 CODE_VERSION_TAG = "dagster/code_version"
@@ -62,7 +64,26 @@ def inputs_of(graph: Any, artifact: Artifact) -> list[Artifact]:
 
 
 def causes(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list[Cause]:
-    """Why the artifact's newest version is not what would be made now; empty when it is up to date."""
+    """Why the artifact's newest version is not what would be made now; empty when it is up to date.
+
+    A `SNAPSHOT` is up to date while its settings are, and the artifacts that it was made from are still all there are.
+    """
+    found = _causes(instance, graph, artifact)
+    return [cause for cause in found if cause.kind != "input" or not _is_snapshot(graph, artifact)]
+
+
+def causes_since_snapshot(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list[Cause]:
+    """How the inputs of a `SNAPSHOT` have changed since it was taken; empty for other artifacts."""
+    if not _is_snapshot(graph, artifact):
+        return []
+    return [cause for cause in _causes(instance, graph, artifact) if cause.kind == "input"]
+
+
+def _is_snapshot(graph: Any, artifact: Artifact) -> bool:
+    return SNAPSHOT.items() <= graph.get(artifact[0]).tags.items()
+
+
+def _causes(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list[Cause]:
     made = _newest(instance, graph, artifact)
     if made is None:
         return [Cause("missing", "it was never made")]
@@ -77,18 +98,20 @@ def causes(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list
         event = made.tags.get(INPUT_EVENT_TAG + source[0].to_user_string())
         if event is None:
             found.append(Cause("settings", f"it is made from {name_of(source)} too now"))
-        elif _changed(instance, graph, source, int(event) if event.isdigit() else 0):
-            found.append(Cause("input", f"{name_of(source)} changed"))
+        else:
+            found += _change(instance, graph, source, int(event) if event.isdigit() else 0)
     return found
 
 
-def _changed(instance: dg.DagsterInstance, graph: Any, artifact: Artifact, since: int) -> bool:
-    """Whether the artifact's content is another than it was at the event `since`."""
+def _change(instance: dg.DagsterInstance, graph: Any, artifact: Artifact, since: int) -> list[Cause]:
+    """How the artifact's content differs from what it was at the event `since`: in nothing, or in one way."""
     now = _newest(instance, graph, artifact)
     if now is None or now.event <= since:
-        return False
+        return []
     before = _newest(instance, graph, artifact, until=since)
-    return before is None or before.data != now.data
+    if before is None:
+        return [Cause("settings", f"it is made from {name_of(artifact)} too now")]
+    return [Cause("input", f"{name_of(artifact)} changed")] if before.data != now.data else []
 
 
 def _newest(instance: dg.DagsterInstance, graph: Any, artifact: Artifact, until: int | None = None) -> _Version | None:

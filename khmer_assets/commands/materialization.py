@@ -15,7 +15,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from resources import blocking_checks
 from resources.instance import ON_DEMAND
-from resources.staleness import Artifact, causes, inputs_of, name_of, partitions_of
+from resources.staleness import Artifact, causes, causes_since_snapshot, inputs_of, name_of, partitions_of
 
 PROCESS_TAG = "khmer/process"
 
@@ -78,6 +78,9 @@ def materialize_stale(defs: dg.Definitions, instance: dg.DagsterInstance, say: S
         )  # killed between an asset and its checks
         if not causes(instance, graph, (key, partition)) and not unjudged:
             summary.fresh += 1
+            if causes_since_snapshot(instance, graph, (key, partition)):
+                for news in _evaluate_checks(defs, instance, graph, key):
+                    say(f"        {name} is a snapshot, and {news}; `khmer snapshot` takes a new one")
         else:
             say(f"[{number:2}/{len(work)}] {name}")
             started = time.monotonic()
@@ -110,6 +113,16 @@ def _unmet(instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey, partition
     """Why blocking checks of the artifact do not hold for its newest version."""
     found = (blocking_checks.unmet(instance, check, partition) for check in blocking_checks.blocking_checks(graph, key))
     return [reason for reason in found if reason]
+
+
+def _evaluate_checks(defs: dg.Definitions, instance: dg.DagsterInstance, graph: Any, key: dg.AssetKey) -> list[str]:
+    """What the asset's checks say now that do not hold and block nothing."""
+    checks = {check for check in graph.get_check_keys_for_assets({key}) if not graph.get(check).blocking}
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=set(), asset_check_selection=checks)
+    result = job.execute_in_process(
+        run_config={"loggers": {name: {} for name in job.loggers}}, instance=instance, raise_on_error=False
+    )
+    return [e.description for e in result.get_asset_check_evaluations() if not e.passed and e.description]
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:

@@ -41,6 +41,7 @@ from khmer_assets.sources.documents import DOCUMENT, kept
 from khmer_assets.sources.rows import SourceError
 from resources.batches import Batches
 from resources.compute import Compute
+from resources.instance import SNAPSHOT
 from resources.storage import DATA, REMOVED
 from resources.vector_index import VectorIndex
 
@@ -176,10 +177,13 @@ def corpus_assets(
         rows = batches.map(*_name_and_version(context), verbalize_batch, deduplicated_corpus)
         return dg.Output(rows, metadata=_verdicts(rows, "rule"))
 
-    @dg.asset(**corpus, code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}")
+    @dg.asset(**corpus, code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}", tags=SNAPSHOT)
     def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
         """The documents to train on and to hold out, shuffled (id, source, language, text, content_hash, split,
-        copies); languages follow the recipe's weights."""
+        copies); languages follow the recipe's weights.
+
+        A snapshot: a refresh of the sources changes nothing in it, so that a model is trained anew when somebody
+        takes a new snapshot (materializes this), or changes its settings or the list of sources."""
         by_name = {name: deduplicated_corpus[name] for name in sources if name in deduplicated_corpus}
         with _computed(mix(by_name, mixture, seed)) as rows:
             documents = pl.concat(frame.select("language") for frame in by_name.values())
@@ -256,6 +260,22 @@ def corpus_assets(
         missing = sorted(set(mixture.weights) - set(shares))
         return dg.AssetCheckResult(passed=not missing, metadata={"missing": ", ".join(missing), **shares})
 
+    @dg.asset_check(asset=training_mixture, additional_ins={"corpus": dg.AssetIn("deduplicated_corpus")})
+    def snapshot_is_recent(training_mixture: pl.LazyFrame, corpus: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+        """How many documents of the corpus are new since the snapshot was taken, and how many are gone."""
+        now = pl.concat(frame.select("language", "content_hash") for frame in corpus.values())
+        now = now.filter(pl.col("language").is_in(list(mixture.weights)))
+        new, gone = (
+            one.join(other, on="content_hash", how="anti").select(pl.len()).collect(engine="streaming").item()
+            for one, other in ((now, training_mixture), (training_mixture, now))
+        )
+        return dg.AssetCheckResult(
+            passed=not new and not gone,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{new:,} documents are new since the snapshot was taken, {gone:,} are gone",
+            metadata={"new_documents": new, "gone_documents": gone},
+        )
+
     @dg.asset_check(asset=training_mixture)
     def shares_follow_weights(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
         """Each language's share of the training characters, repeats counted, is within 0.05 of its weight."""
@@ -284,6 +304,7 @@ def corpus_assets(
         text_is_canonical,
         no_text_in_both_splits,
         weighted_languages_are_present,
+        snapshot_is_recent,
         shares_follow_weights,
     ]
 

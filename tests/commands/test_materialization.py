@@ -17,7 +17,7 @@ from khmer_assets.commands.materialization import (
     materialize,
     materialize_stale,
 )
-from resources.instance import ON_DEMAND
+from resources.instance import ON_DEMAND, SNAPSHOT
 from resources.storage import FramesIOManager
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
@@ -33,6 +33,7 @@ class Factory:
         self.check_passes = True
         self.interrupted = False
         self.anthology = False
+        self.tags_of_mixed: dict[str, str] = {}
         for source in SOURCES.get_partition_keys():
             (folder / source).write_text(f"អត្ថបទ {source}")
 
@@ -55,7 +56,7 @@ class Factory:
             self.executed.append(f"clean {context.partition_key}")
             return raw.with_columns(pl.col("text").str.strip_chars())
 
-        @dg.asset(io_manager_key="frames", code_version="1")
+        @dg.asset(io_manager_key="frames", code_version="1", tags=self.tags_of_mixed)
         def mixed(clean: dict[str, pl.LazyFrame]) -> pl.LazyFrame:
             self.executed.append("mixed")
             return pl.concat(clean.values())
@@ -63,6 +64,11 @@ class Factory:
         @dg.asset_check(asset=mixed, blocking=True)
         def enough_text(mixed: pl.LazyFrame) -> dg.AssetCheckResult:
             return dg.AssetCheckResult(passed=self.check_passes)
+
+        @dg.asset_check(asset=mixed, additional_ins={"now": dg.AssetIn("clean")})
+        def is_recent(mixed: pl.LazyFrame, now: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
+            new = len(set(pl.concat(now.values()).collect()["text"]) - set(mixed.collect()["text"]))
+            return dg.AssetCheckResult(passed=not new, description=f"{new} are new")
 
         @dg.asset(io_manager_key="frames", code_version="1")
         def model(mixed: pl.LazyFrame) -> pl.LazyFrame:
@@ -86,7 +92,7 @@ class Factory:
 
         storage = FramesIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
         assets: list[Any] = [source_files, raw, clean, mixed, model, speed, *([anthology] if self.anthology else [])]
-        return dg.Definitions(assets=assets, asset_checks=[enough_text], resources={"frames": storage})
+        return dg.Definitions(assets=assets, asset_checks=[enough_text, is_recent], resources={"frames": storage})
 
     def run(self, instance: dg.DagsterInstance):
         self.executed.clear()
@@ -182,3 +188,22 @@ def test_a_run_whose_process_died_is_closed(factory, instance):
     run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: "0-0"})
     close_dead_runs(instance)
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_snapshot_stays_until_somebody_asks_for_it_or_a_source_is_there_for_the_first_time(factory):
+    factory.tags_of_mixed = SNAPSHOT
+    (factory.folder / "poems").unlink()
+    said: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        factory.run(instance)
+        (factory.folder / "news").write_text("ព័ត៌មានថ្មី")
+        factory.executed.clear()
+        materialize_stale(factory.definitions(), instance, say=said.append)
+        assert sorted(factory.executed) == ["clean news", "raw news", "raw poems"]
+        assert any("mixed is a snapshot, and 1 are new; `khmer snapshot` takes a new one" in line for line in said)
+        materialize(factory.definitions(), instance, "mixed")
+        factory.run(instance)
+        assert factory.executed == ["raw poems", "model"]
+        (factory.folder / "poems").write_text("កំណាព្យ")
+        factory.run(instance)
+        assert factory.executed == ["raw poems", "clean poems", "mixed", "model"]

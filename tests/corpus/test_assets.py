@@ -120,6 +120,7 @@ def test_every_asset_materializes_and_passes_its_checks(results):
         "no_text_in_both_splits",
         "weighted_languages_are_present",
         "shares_follow_weights",
+        "snapshot_is_recent",
     }
     assert [check.check_name for check in checks if not check.passed] == []
 
