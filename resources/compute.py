@@ -67,7 +67,8 @@ class Compute(dg.ConfigurableResource):
                 _run_in_child(context, payload, spec, env or {}, work, lock)
             figures = json.loads((work / FIGURES).read_text())
             context.add_output_metadata(
-                {name: dg.MetadataValue.md(v) if _is_markdown(v) else v for name, v in figures.items()}
+                {name: dg.MetadataValue.md(v) if _is_markdown(v) else v for name, v in figures.items()},
+                output_name="result",  # an asset's own name for it; those that yield checks too have more outputs
             )
             yield work / "output"
             (work / FIGURES).unlink()  # first, for an output is whole only while it is there

@@ -1,4 +1,4 @@
-"""The assets of the release stage: the bundle, the gates, the release that passes them, and its deployment."""
+"""The assets of the release stage: the bundle, the release that passes the gates, and its deployment."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.release import bundle
 from khmer_assets.release import release as release_payload
 from khmer_assets.release.deployment import Deployment, deploy, registered_answer, served_endpoint
-from khmer_assets.release.gates import Release
+from khmer_assets.release.gates import GATES, Release, judge
 from khmer_assets.server.state import ModelVersion
 from resources.blocking_checks import require_checks
 from resources.compute import Compute
@@ -27,7 +27,7 @@ def release_assets(
     has_adapters: bool,
     max_new_tokens: int,
 ) -> list[Any]:
-    """release_bundle, the gates of benchmark_report, release and served_model.
+    """release_bundle, release with its gates, and served_model.
 
     `recipe` and `sources` are what the model card tells of all settings and of the catalogue. An answer of the served
     model has at most `max_new_tokens` tokens.
@@ -62,33 +62,13 @@ def release_assets(
         figures = json.loads((release_bundle / bundle.FIGURES).read_text())
         return dg.AssetCheckResult(passed=figures["bit_identical"], metadata=figures)
 
-    def released(benchmark_report: Path) -> dict[str, Any]:
-        figures = json.loads((benchmark_report / "report.json").read_text())["variants"][settings.variant]
-        return dict(figures)
-
-    @dg.asset_check(asset="benchmark_report", blocking=True)
-    def released_variant_predicts_text(benchmark_report: Path) -> dg.AssetCheckResult:
-        """Bits a character of the variant to be released stay below the recipe's limit in every language."""
-        bits = released(benchmark_report)["bits_per_character"]
-        limit = settings.max_bits_per_character
-        return dg.AssetCheckResult(passed=all(b <= limit for b in bits.values()), metadata={**bits, "limit": limit})
-
-    @dg.asset_check(asset="benchmark_report", blocking=True)
-    def released_variant_answers(benchmark_report: Path) -> dg.AssetCheckResult:
-        """The share of test chats that the variant to be released answers exactly reaches the recipe's floor."""
-        accuracy = released(benchmark_report)["answer_accuracy"]
-        floor = settings.min_answer_accuracy
-        return dg.AssetCheckResult(
-            passed=accuracy is not None and accuracy >= floor,
-            metadata={"answer_accuracy": accuracy if accuracy is not None else 0.0, "floor": floor},
-        )
-
     @dg.asset(
         group_name="serving",
         io_manager_key="folders",
         kinds={"huggingface"},
         ins={"model": released_model},
-        code_version=code_version(1, release=settings),
+        code_version=code_version(2, release=settings),
+        check_specs=[dg.AssetCheckSpec(gate, asset="release", description=text) for gate, text in GATES.items()],
     )
     def release(
         context: dg.AssetExecutionContext,
@@ -96,20 +76,35 @@ def release_assets(
         model: Path,
         benchmark_report: Path,
         release_bundle: Path,
-    ) -> Iterator[dg.Output[Path]]:
-        """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met."""
+    ) -> Iterator[dg.Output[Path] | dg.AssetCheckResult]:
+        """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met,
+        or the variant does not pass the recipe's gates; the former release stays then."""
         require_checks(context)
-        yield from compute.materialize(
-            context,
-            release_payload.__name__,
-            release_payload.Spec(
-                recipe=recipe["name"],
-                variant=settings.variant,
-                model=model,
-                report=benchmark_report,
-                bundle=release_bundle,
-            ),
+        variants = json.loads((benchmark_report / "report.json").read_text())["variants"]
+        verdicts = judge(settings, variants.get(settings.variant, {}))
+        results = [
+            dg.AssetCheckResult(
+                check_name=verdict.gate,
+                passed=verdict.passed,
+                description=verdict.description,
+                metadata=verdict.figures,
+            )
+            for verdict in verdicts
+        ]
+        if not_passed := [verdict.description for verdict in verdicts if not verdict.passed]:
+            yield from results
+            raise dg.Failure(
+                f"{settings.variant} does not pass the recipe's gates: {'; '.join(not_passed)}", allow_retries=False
+            )
+        spec = release_payload.Spec(
+            recipe=recipe["name"],
+            variant=settings.variant,
+            model=model,
+            report=benchmark_report,
+            bundle=release_bundle,
         )
+        yield from compute.materialize(context, release_payload.__name__, spec)
+        yield from results  # after the output, for they are of this version
 
     @dg.asset(
         group_name="serving",
@@ -139,8 +134,6 @@ def release_assets(
     return [
         release_bundle,
         bundle_is_bit_identical,
-        released_variant_predicts_text,
-        released_variant_answers,
         release,
         served_model,
     ]

@@ -10,9 +10,11 @@ import pytest
 from khmer_assets.definitions import assets_by_stage
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.release import release as release_payload
+from khmer_assets.release.gates import judge
 from resources.blocking_checks import unmet_checks
 from resources.compute import Compute
 from resources.payload import PayloadRun, Refusal
+from resources.staleness import causes
 from resources.storage import FoldersIOManager, Store
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
@@ -35,6 +37,7 @@ class Factory:
         self.weights = "ទម្ងន់"
         self.source_passes = {"news": True, "poems": True}
         self.model_check = dg.AssetCheckResult(passed=True)
+        self.recipe = Recipe.load(SAMPLE_RECIPE)
         self.store = Store(str(folder / "store"), folder / "cache")
 
     def definitions(self) -> dg.Definitions:
@@ -74,7 +77,7 @@ class Factory:
             return written("bundle", bundle_json=json.dumps({"sha256": "00ff"}))
 
         storage = FoldersIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        stage = assets_by_stage(Recipe.load(SAMPLE_RECIPE))["release"]
+        stage = assets_by_stage(self.recipe)["release"]
         (release,) = (asset for asset in stage if asset.keys == {RELEASE})
         return dg.Definitions(
             assets=[raw, merged_model, benchmark_report, release_bundle, release],
@@ -116,6 +119,35 @@ def test_a_release_holds_the_variant_and_the_record_of_what_it_is(factory):
     record = json.loads((release / "release.json").read_text())
     assert (record["recipe"], record["variant"], record["bundle_sha256"]) == ("sample", "merged", "00ff")
     assert record["figures"] == {name: value for name, value in FIGURES.items() if name != "tokens_per_second"}
+
+
+def test_a_raised_gate_is_judged_again_and_the_former_release_stays(factory):
+    factory.materialize_all_upstream()
+    first = factory.materialize("release")
+    assert [check.passed for check in first.get_asset_check_evaluations()] == [True, True]
+    graph = factory.definitions().resolve_asset_graph()
+    assert causes(factory.instance, graph, (RELEASE, None)) == []
+    released = factory.store.current("release")
+    settings = factory.recipe.release.model_copy(update={"min_answer_accuracy": 0.95})
+    factory.recipe = factory.recipe.model_copy(update={"release": settings})
+    graph = factory.definitions().resolve_asset_graph()
+    assert [cause.kind for cause in causes(factory.instance, graph, (RELEASE, None))] == ["settings"]
+    refused = factory.materialize("release")
+    (failure,) = [event.step_failure_data for event in refused.all_events if event.is_step_failure]
+    assert failure.user_failure_data.description == (
+        "merged does not pass the recipe's gates: 90.0% of the answers are exact, release.min_answer_accuracy is 95.0%"
+    )
+    assert {check.check_name: check.passed for check in refused.get_asset_check_evaluations()} == {
+        "variant_predicts_text": True,
+        "variant_answers": False,
+    }
+    assert factory.store.current("release") == released
+
+
+def test_a_variant_that_was_not_measured_passes_no_gate():
+    verdicts = judge(Recipe.load(SAMPLE_RECIPE).release, {"bits_per_character": {}, "answer_accuracy": None})
+    assert [verdict.passed for verdict in verdicts] == [False, False]
+    assert "not measured" in verdicts[0].description and "not measured" in verdicts[1].description
 
 
 @pytest.fixture
