@@ -5,12 +5,13 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 
 from resources.staleness import partitions_of
 
 NOT_RUN = "has not run on its newest version"
-EVALUATIONS_READ = 1000  # the newest of a check; an older one counts as none, which is the safe side
+EVALUATIONS_READ = 100  # the newest of one partition; an older one counts as none, which is the safe side
 
 
 def blocking_checks(graph: Any, asset: dg.AssetKey) -> list[dg.AssetCheckKey]:
@@ -21,14 +22,15 @@ def blocking_checks(graph: Any, asset: dg.AssetKey) -> list[dg.AssetCheckKey]:
 def unmet(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None) -> str | None:
     """Why a check does not hold for the newest materialization, or None when it does.
 
-    A partition that was never materialized is no hindrance: what is made of all partitions goes on without it.
+    A partition that was never materialized is no hindrance: what is made of all partitions goes on without it. The
+    check of a partitioned asset has the same partitions.
     """
     newest = instance.fetch_materializations(
         dg.AssetRecordsFilter(check.asset_key, asset_partitions=[partition] if partition else None), limit=1
     ).records
     if not newest:
         return None if partition else f"{check.name!r} {NOT_RUN}"
-    for evaluation in _evaluations(instance, check):
+    for evaluation in _evaluations(instance, check, partition):
         target = evaluation.target_materialization_data
         if target and target.storage_id == newest[0].storage_id:
             if evaluation.passed or evaluation.severity != dg.AssetCheckSeverity.ERROR:
@@ -38,9 +40,14 @@ def unmet(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str 
     return f"{check.name!r} {NOT_RUN}"
 
 
-def _evaluations(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> Iterator[dg.AssetCheckEvaluation]:
+def _evaluations(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None
+) -> Iterator[dg.AssetCheckEvaluation]:
     records = instance.event_log_storage.get_asset_check_execution_history(
-        check, limit=EVALUATIONS_READ, status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+        check,
+        limit=EVALUATIONS_READ,
+        status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+        partition_filter=PartitionKeyFilter(partition),
     )
     for record in records:
         if evaluation := record.evaluation:

@@ -11,6 +11,7 @@ from khmer_assets.definitions import assets_by_stage
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.release import release as release_payload
 from khmer_assets.release.gates import judge
+from resources import blocking_checks
 from resources.blocking_checks import unmet_checks
 from resources.compute import Compute
 from resources.payload import PayloadRun, Refusal
@@ -52,7 +53,7 @@ class Factory:
         def raw(context: dg.AssetExecutionContext) -> Path:
             return written(f"raw-{context.partition_key}", text_txt=f"អត្ថបទ {context.partition_key}")
 
-        @dg.asset_check(asset=raw, blocking=True)
+        @dg.asset_check(asset=raw, partitions_def=SOURCES, blocking=True)
         def source_is_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
             return dg.AssetCheckResult(passed=self.source_passes[context.op_execution_context.partition_key])
 
@@ -207,6 +208,14 @@ def test_a_check_that_has_not_judged_the_newest_version_is_unmet_until_it_runs(f
     factory.materialize("merged_model", checks=False)
     assert factory.unmet() == ["merged_model: 'model_is_good' has not run on its newest version"]
     factory.materialize("merged_model")
+    assert factory.unmet() == []
+
+
+def test_a_source_that_stayed_as_it_was_is_still_judged_when_the_others_were_often_made_anew(factory, monkeypatch):
+    monkeypatch.setattr(blocking_checks, "EVALUATIONS_READ", 3)
+    factory.materialize_all_upstream()
+    for _ in range(4):
+        factory.materialize("raw", partition="news")
     assert factory.unmet() == []
 
 
