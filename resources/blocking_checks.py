@@ -47,7 +47,7 @@ def _evaluations(
         check,
         limit=EVALUATIONS_READ,
         status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
-        partition_filter=PartitionKeyFilter(partition),
+        partition_filter=PartitionKeyFilter(key=partition),
     )
     for record in records:
         if evaluation := record.evaluation:
