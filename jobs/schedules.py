@@ -1,14 +1,14 @@
-"""What runs by the clock. Schedules are stopped until a user starts them in the UI, for refreshes cost money."""
+"""What runs by the clock. But for the clean-up, schedules are stopped until a user starts them, for they cost money."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
-from jobs.stages import REPORT_JOB, SNAPSHOT_JOB, SOURCES_JOB
+from jobs.stages import CLEAN_UP_JOB, REPORT_JOB, SNAPSHOT_JOB, SOURCES_JOB
 
 
 def all_schedules(sources: list[str]) -> list[dg.ScheduleDefinition]:
-    """A weekly refresh of every source, a monthly snapshot and a nightly report."""
+    """A weekly refresh of every source, a monthly snapshot, a nightly report and a nightly clean-up."""
 
     @dg.schedule(
         job_name=SOURCES_JOB,
@@ -32,4 +32,11 @@ def all_schedules(sources: list[str]) -> list[dg.ScheduleDefinition]:
         cron_schedule="0 3 * * *",
         description="Measures the variants again and writes the benchmark report.",
     )
-    return [weekly_refresh, monthly_snapshot, nightly_report]
+    nightly_clean_up = dg.ScheduleDefinition(
+        name="nightly_clean_up",
+        job_name=CLEAN_UP_JOB,
+        cron_schedule="0 4 * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Forgets old runs and old copies of models, as the recipe's `history` says.",
+    )
+    return [weekly_refresh, monthly_snapshot, nightly_report, nightly_clean_up]

@@ -3,14 +3,18 @@
 Assets that are partitioned and those that are not cannot share a job, hence two for some stages.
 """
 
+from pathlib import Path
+
 import dagster as dg
 from dagster import AssetSelection
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from resources.history import History, forget_models, forget_runs
 from resources.model_server import ModelServer, ModelServerError
 
 SOURCES_JOB = "refresh_sources"
 SNAPSHOT_JOB = "take_snapshot"
+CLEAN_UP_JOB = "clean_up"
 REPORT_JOB = "report"
 
 
@@ -46,6 +50,22 @@ def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
         ),
         dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
     ]
+
+
+def clean_up_job(history: History, home: Path) -> dg.JobDefinition:
+    """Forgets what the recipe's `history` does not keep."""
+
+    @dg.op
+    def forget(context: dg.OpExecutionContext) -> None:
+        runs = forget_runs(context.instance, context.repository_def.asset_graph, history.run_days)
+        context.log.info(f"{runs} runs and {forget_models(home, history.tracked_models)} models are forgotten")
+
+    @dg.job(name=CLEAN_UP_JOB)
+    def clean_up() -> None:
+        """Deletes old runs from Dagster and old copies of models from MLflow; artifacts and releases stay."""
+        forget()
+
+    return clean_up
 
 
 def adapter_job() -> UnresolvedAssetJobDefinition:

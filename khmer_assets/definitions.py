@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from jobs.schedules import all_schedules
-from jobs.stages import adapter_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
+from jobs.stages import adapter_job, clean_up_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
 from khmer_assets.adapters.assets import adapter_assets
 from khmer_assets.compression.assets import compression_assets
 from khmer_assets.compression.variants import TRANSFORMERS_VARIANTS
@@ -58,7 +58,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.name, recipe.evaluation, TRANSFORMERS_VARIANTS, recipe.compression.gguf, context_length
         ),
         "release": release_assets(
-            recipe.model_dump(mode="json", exclude={"catalogue"}),
+            recipe.model_dump(mode="json", exclude={"catalogue", "history"}),
             [source.model_dump(mode="json") for source in recipe.sources.values()],
             recipe.release,
             recipe.serving,
@@ -88,7 +88,7 @@ def build_definitions(
     parts = [part for stage in assets_by_stage(recipe).values() for part in stage]
     checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
     deploy = deploy_job()
-    jobs: list[Any] = [*stage_jobs(), deploy]
+    jobs: list[Any] = [*stage_jobs(), deploy, clean_up_job(recipe.history, state)]
     sensors = [redeploy_sensor("redeploy", "release", deploy), keep_serving_sensor()]
     if recipe.adapters:
         deploy_adapter = deploy_adapter_job()

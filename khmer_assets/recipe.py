@@ -28,6 +28,7 @@ from khmer_assets.release.deployment import Deployment
 from khmer_assets.release.gates import Release
 from khmer_assets.sources.catalogue import Source, read_catalogue
 from khmer_assets.tokenizer.bpe import TokenizerSettings
+from resources.history import History
 
 SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "sample.yaml"
 RECIPE_VARIABLE = "KHMER_RECIPE"
@@ -60,6 +61,7 @@ class Recipe(Settings):
     evaluation: Evaluation
     release: Release
     serving: Serving
+    history: History = History()
 
     @model_validator(mode="after")
     def _release_is_made(self) -> "Recipe":

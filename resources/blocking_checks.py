@@ -1,12 +1,15 @@
 """What Dagster's blocking checks say of the newest version of an asset, whichever run evaluated them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.event_api import PartitionKeyFilter
-from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+    AssetCheckExecutionRecord,
+)
 
 from resources.staleness import partitions_of
 
@@ -43,15 +46,30 @@ def unmet(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str 
 def _evaluations(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    records = instance.event_log_storage.get_asset_check_execution_history(
+    for record in _records(instance, check, partition, EVALUATIONS_READ):
+        if evaluation := record.evaluation:
+            yield evaluation
+
+
+def _records(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None, limit: int
+) -> Sequence[AssetCheckExecutionRecord]:
+    return instance.event_log_storage.get_asset_check_execution_history(
         check,
-        limit=EVALUATIONS_READ,
+        limit=limit,
         status=COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
         partition_filter=PartitionKeyFilter(key=partition),
     )
-    for record in records:
-        if evaluation := record.evaluation:
-            yield evaluation
+
+
+def runs_of_evaluations(instance: dg.DagsterInstance, graph: Any) -> set[str]:
+    """The runs that evaluated each check last, in each partition."""
+    return {
+        record.run_id
+        for check in graph.asset_check_keys
+        for partition in partitions_of(graph, check.asset_key)
+        for record in _records(instance, check, partition, 1)
+    }
 
 
 def require_checks(context: dg.AssetExecutionContext) -> None:

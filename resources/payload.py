@@ -16,6 +16,7 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+MODEL = "model"  # the folder of a trained model among the files of its MLflow run
 FIGURES = "figures.json"  # beside the output; once it is there, the output is whole
 
 
@@ -90,7 +91,7 @@ class PayloadRun:
         if self._tracked_run:
             import mlflow
 
-            mlflow.MlflowClient().log_artifacts(self._tracked_run, str(folder), "model")
+            mlflow.MlflowClient().log_artifacts(self._tracked_run, str(folder), MODEL)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -31,6 +31,7 @@ class Cause:
 @dataclass(frozen=True)
 class _Version:
     event: int
+    run: str
     data: str
     tags: Mapping[str, str]
 
@@ -79,6 +80,20 @@ def causes_since_snapshot(instance: dg.DagsterInstance, graph: Any, artifact: Ar
     return [cause for cause in _causes(instance, graph, artifact) if cause.kind == "input"]
 
 
+def runs_of_versions(instance: dg.DagsterInstance, graph: Any) -> set[str]:
+    """The runs whose events tell what is stale: those that made the newest versions, and the inputs of these."""
+    runs = set()
+    for key in graph.get_all_asset_keys():
+        for partition in partitions_of(graph, key):
+            if made := _newest(instance, graph, (key, partition)):
+                runs.add(made.run)
+                for source in inputs_of(graph, (key, partition)):
+                    event = made.tags.get(INPUT_EVENT_TAG + source[0].to_user_string(), "")
+                    if event.isdigit() and (then := _newest(instance, graph, source, until=int(event))):
+                        runs.add(then.run)
+    return runs
+
+
 def _is_snapshot(graph: Any, artifact: Artifact) -> bool:
     return SNAPSHOT.items() <= graph.get(artifact[0]).tags.items()
 
@@ -125,5 +140,5 @@ def _newest(instance: dg.DagsterInstance, graph: Any, artifact: Artifact, until:
     for record in fetch(wanted, limit=1).records:
         event = record.asset_event
         tags = (event.tags if event else None) or {}
-        return _Version(record.storage_id, tags.get(DATA_VERSION_TAG, ""), tags)
+        return _Version(record.storage_id, record.run_id, tags.get(DATA_VERSION_TAG, ""), tags)
     return None

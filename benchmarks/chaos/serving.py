@@ -1,0 +1,130 @@
+"""What serves, under load: releases that take each other's place, and the processes that may be killed meanwhile."""
+
+import asyncio
+import multiprocessing
+import random
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from benchmarks.chaos.kills import GIVEN_UP_AFTER, Kill, kill_family, new_folder, small_recipe, waited
+from benchmarks.gateway import Load, one_answer, prompts, random_model
+from khmer_assets.compression import gguf
+from khmer_assets.foundation.processes import free_ports
+from khmer_assets.server.engines import known_engines
+from khmer_assets.server.state import ModelServerError
+from resources.model_server import ModelServer
+
+USERS = 4
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+class Serving:
+    """Two releases for llama.cpp, users who stream answers, and kills of what serves them or exchanges them."""
+
+    def __init__(self, folder: Path, chance: random.Random):
+        self.chance = chance
+        (port,) = free_ports(8700, 1)
+        self.server = ModelServer(home=str(folder), port=port)
+        recipe = small_recipe()
+        self.models = []
+        for seed in range(2):
+            model = random_model(folder / f"model{seed}", recipe, seed)
+            released = new_folder(folder / f"gguf{seed}")
+            gguf.write_float16(model, released / "float16.gguf")
+            self.models.append((released, f"{seed}" * 16))
+        self.turn = 0
+        started = time.monotonic()
+        deploy(self.server, *self.models[0])
+        self.seconds = time.monotonic() - started
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """What Dagster's sensor does."""
+        while not self.ended.wait(5):
+            with suppress(ModelServerError):
+                self.server.keep_serving()
+
+    def close(self) -> None:
+        """Stop what serves."""
+        self.ended.set()
+        self.server.stop()
+
+    def _answers(self) -> bool:
+        load = Load()
+        asyncio.run(self._ask(load, "តើអ្វីទៅ?"))
+        return load.answers == 1
+
+    async def _ask(self, load: Load, prompt: str) -> None:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            with suppress(asyncio.TimeoutError):
+                await one_answer(session, self.server.address, self.server.api_key(), prompt, load)
+
+    def kill(self, step: str) -> Kill:
+        """Kill a process while users are served ("gateway"), or while a release takes another's place."""
+        ended, requests = threading.Event(), list[tuple[float, float, Load]]()
+
+        def user(number: int) -> None:
+            asked = prompts()
+            while not ended.is_set():
+                load, started = Load(), time.monotonic()
+                asyncio.run(self._ask(load, asked[(number + len(requests)) % len(asked)]))
+                requests.append((started, time.monotonic(), load))
+
+        users = [threading.Thread(target=user, args=(number,)) for number in range(USERS)]
+        for thread in users:
+            thread.start()
+        deployment = None
+        if step == "deployment":
+            self.turn += 1
+            server = self.server.model_copy(update={"replace": self.chance.choice(["beside", "after"])})
+            deployment = PROCESSES.Process(target=deploy, args=(server, *self.models[self.turn % 2]))
+            deployment.start()
+        time.sleep(self.chance.uniform(0, self.seconds + 3))
+        name, victim = self._victim(deployment)
+        killed = time.monotonic()
+        kill_family(victim)
+        found = Kill(step, name)
+        seconds = waited(self._answers)
+        recovered = time.monotonic()
+        found.recovered = GIVEN_UP_AFTER if seconds is None else seconds
+        found.lost_artifacts = int(seconds is None)
+        if deployment is not None:
+            deployment.join(GIVEN_UP_AFTER)
+        time.sleep(1)
+        ended.set()
+        for thread in users:
+            thread.join()
+        for started, end, load in requests:
+            if not load.answers and not (started <= recovered and end >= killed):
+                print(f"failed without a cause: {load.errors}", flush=True)
+                found.failed_requests += 1
+        return found
+
+    def _victim(self, deployment: Any) -> tuple[str, psutil.Process]:
+        found = {}
+        if deployment is not None and deployment.is_alive():
+            found["deployment"] = psutil.Process(deployment.pid)
+        supervisor = self.server._process._process()
+        if supervisor is not None:
+            found["supervisor"] = supervisor
+            for child in supervisor.children():
+                if any("gateway" in word for word in child.cmdline()):
+                    found["gateway"] = child
+        for engine in known_engines(Path(self.server.home) / "server"):
+            if (process := engine.process._process()) is not None:
+                found[f"engine {engine.port}"] = process
+        name = self.chance.choice(sorted(found))
+        return name.split()[0], found[name]
+
+
+def deploy(server: ModelServer, model: Path, digest: str) -> None:
+    """Serve the model."""
+    server.deploy(model, digest, 128)
