@@ -1,7 +1,7 @@
 """The training loop: a schedule, an optimizer, exact resume and the plot of the loss. All training runs it.
 
-A run that is killed goes on from its last checkpoint with the same batches and learning rates, and so reaches the
-same losses as one that was never stopped.
+A run that is killed goes on from its last checkpoint with the same batches, learning rates and random draws (dropout),
+and so reaches the same losses as one that was never stopped.
 """
 
 import json
@@ -146,7 +146,13 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _save(model: torch.nn.Module, optimizer: Optimizer, curve: list[dict[str, float]], path: Path) -> None:
-    state = {"model": _trainable(model), "optimizer": optimizer.state_dict(), "curve": json.dumps(curve)}
+    state = {
+        "model": _trainable(model),
+        "optimizer": optimizer.state_dict(),
+        "curve": json.dumps(curve),
+        "random": torch.get_rng_state(),
+        "random_of_accelerators": torch.cuda.get_rng_state_all(),
+    }
     aside = path.with_suffix(".aside")
     torch.save(state, aside)
     os.replace(aside, path)
@@ -155,10 +161,14 @@ def _save(model: torch.nn.Module, optimizer: Optimizer, curve: list[dict[str, fl
 def _resume(model: torch.nn.Module, optimizer: Optimizer, path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    # on the CPU first: the accelerator has no room for all of it twice, and may not be the one that it was saved on
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     for name, value in _trainable(model).items():
         value.copy_(state["model"][name])
     optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if torch.cuda.device_count() == len(state["random_of_accelerators"]):
+        torch.cuda.set_rng_state_all(state["random_of_accelerators"])
     curve: list[dict[str, float]] = json.loads(state["curve"])
     return curve
 

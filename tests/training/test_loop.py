@@ -37,9 +37,12 @@ def settings(request):
     )
 
 
-def learn(settings, tokenizer, work, steps, stop_after=None):
+def learn(settings, tokenizer, work, steps, stop_after=None, dropout=0.0):
     """The loss curve of `steps` steps; `stop_after` kills the run in the middle of that step."""
     model = new_model(settings, tokenizer, seed=1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
     stream = np.concatenate([np.asarray(tokenizer(text)["input_ids"], dtype=np.uint32) for text in TEXT])
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed=1)
 
@@ -64,6 +67,16 @@ def test_a_stopped_run_goes_on_to_the_same_losses(settings, tokenizer, tmp_path)
         with pytest.raises(KeyboardInterrupt):
             learn(settings, tokenizer, tmp_path / "stopped", 14, stop_after=stop)
     assert learn(settings, tokenizer, tmp_path / "stopped", 14) == whole
+
+
+@pytest.mark.parametrize("settings", ["gpt2"], indirect=True)
+def test_dropout_goes_on_too_from_a_checkpoint_of_an_accelerator(settings, tokenizer, tmp_path, monkeypatch):
+    whole = learn(settings, tokenizer, tmp_path / "whole", 8, dropout=0.2)
+    assert whole != learn(settings, tokenizer, tmp_path / "without", 8)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")  # as it is saved on a GPU
+        learn(settings, tokenizer, tmp_path / "stopped", 8, stop_after=6, dropout=0.2)
+    assert learn(settings, tokenizer, tmp_path / "stopped", 8, dropout=0.2) == whole
 
 
 def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
