@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from khmer_assets.evaluation.engines import TransformersEngine
 from khmer_assets.evaluation.evaluate import Evaluation, Examination, tested_chats
-from khmer_assets.finetuning.sft import encode_chats, padded
+from khmer_assets.finetuning.sft import answer_loss, encode_chats
 from khmer_assets.foundation.tables import markdown_table
 from resources.payload import PayloadRun, Refusal
 
@@ -47,8 +47,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     examination = Examination(TransformersEngine(model), tokenizer, spec.settings.max_new_tokens, spec.context_length)
 
     def measured() -> tuple[dict[str, float], list[dict[str, str]]]:
-        with torch.inference_mode():
-            losses = [float(model(**padded([e], tokenizer.pad_token_id, base.device)).loss) for e in examples]
+        losses = [answer_loss(model, example) for example in examples]
         mistakes = examination.mistakes(chats)
         loss, accuracy = sum(losses) / len(losses), 1 - len(mistakes) / len(chats)
         return {"loss": loss, "answer_accuracy": accuracy}, mistakes

@@ -2,9 +2,13 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from khmer_assets.training import held_out
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Engine(ABC):
@@ -46,21 +50,28 @@ class LlamaCppEngine(Engine):
     def __init__(self, file: Path, context_length: int):
         from llama_cpp import Llama
 
-        self.llama = Llama(
-            str(file), n_ctx=context_length + 1, n_batch=context_length + 1, logits_all=True, verbose=False
-        )
+        self.llama = Llama(str(file), n_ctx=context_length + 1, n_batch=context_length + 1, verbose=False)
 
     def score(self, windows: list[list[int]]) -> list[float]:
+        return [float(self._token_nats(window).sum()) for window in windows]
+
+    def _token_nats(self, window: list[int]) -> "NDArray[np.float64]":
+        """As `held_out.token_nats`. Llama's own `eval` keeps the logits of a whole window, and twice."""
         import numpy as np
 
-        totals = []
-        for window in windows:
-            self.llama.reset()
-            self.llama.eval(window[:-1])
-            logits = self.llama.scores[: len(window) - 1].astype(np.float64)
-            normalizer = np.logaddexp.reduce(logits, axis=1)
-            totals.append(float((normalizer - logits[np.arange(len(window) - 1), window[1:]]).sum()))
-        return totals
+        context, batch, vocabulary = self.llama._ctx, self.llama._batch, self.llama.n_vocab()
+        part = held_out.positions_at_once(vocabulary)
+        self.llama.reset()
+        context.kv_cache_clear()
+        nats = []
+        for at in range(0, len(window) - 1, part):
+            targets = window[at + 1 : at + 1 + part]
+            batch.set_batch(batch=window[at : at + len(targets)], n_past=at, logits_all=True)
+            context.decode(batch)
+            shape = (len(targets), vocabulary)
+            logits = np.ctypeslib.as_array(context.get_logits(), shape=shape).astype(np.float64)
+            nats.append(np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(targets)), targets])
+        return np.concatenate(nats)
 
     def generate(self, prompt: list[int], stop: int, limit: int) -> list[int]:
         answer: list[int] = []

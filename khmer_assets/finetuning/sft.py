@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio, Settings
 from khmer_assets.instructions.chats import chats_of
+from khmer_assets.training.held_out import measured, token_nats
 from khmer_assets.training.models import Precision
 from resources.payload import PayloadRun, Refusal
 
@@ -28,6 +29,7 @@ class Finetuning(Settings):
 
 
 IGNORED = -100
+VALIDATION_CHATS = 200  # that are scored at the end
 
 
 class Spec(BaseModel):
@@ -98,15 +100,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
     curve = train(model, batch, schedule, run)
     model.eval()
-    with torch.inference_mode():
-        validation = [
-            float(model(**padded([example], tokenizer.pad_token_id, model.device)).loss)
-            for example in examples["validation"][:200]
-        ]
-    validation_loss = float(np.mean(validation)) if validation else float("nan")
     model.save_pretrained(run.output)
+    losses, not_scored = measured(
+        lambda: [answer_loss(model, example) for example in examples["validation"][:VALIDATION_CHATS]]
+    )
+    validation_loss = float(np.mean(losses)) if losses else float("nan")
     training = {"base": spec.base.name, "curve": curve, "validation_loss": validation_loss}
-    (run.output / "training.json").write_text(json.dumps(training))
+    (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))
     run.metrics(schedule.steps, validation_loss=validation_loss)
     run.keep_model(run.output)
     return {
@@ -114,7 +114,16 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "train_loss": float(np.mean([point["loss"] for point in curve[-20:]])),
         "validation_loss": validation_loss,
         "loss_curve": plots.as_markdown(loss_plot(curve)),
+        **({"not_scored": not_scored} if not_scored else {}),
     }
+
+
+def answer_loss(model: Any, example: tuple[list[int], list[int]]) -> float:
+    """The mean loss, in nats a token, of what the assistant says in a chat of `encode_chats`."""
+    import torch
+
+    ids, labels = (torch.tensor([part], device=model.device) for part in example)
+    return float(token_nats(model, ids)[labels[:, 1:] != IGNORED].mean())
 
 
 def encode_chats(

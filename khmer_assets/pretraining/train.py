@@ -10,7 +10,7 @@ from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio
 from khmer_assets.pretraining import packing
 from khmer_assets.pretraining.decoder import Decoder, starting_model
-from khmer_assets.training.held_out import model_scorer, quality_by_language
+from khmer_assets.training import held_out
 from khmer_assets.training.models import Precision
 from resources.payload import PayloadRun
 
@@ -39,7 +39,10 @@ class Spec(BaseModel):
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write a transformers folder (float32) with its tokenizer and `training.json`; return quality by language."""
+    """Write a transformers folder (float32) with its tokenizer and `training.json`; return quality by language.
+
+    A model that cannot be scored is kept, without quality and with the reason in `not_scored`.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -68,15 +71,19 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     )
     curve = train(model, batch, schedule, run)
     model.eval()
-    quality = quality_by_language(
-        model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
-    )
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
-    (run.output / "training.json").write_text(json.dumps({"curve": curve, "quality": quality}))
+    run.log("scoring held-out text")
+    quality, not_scored = held_out.measured(
+        lambda: held_out.quality_by_language(
+            held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
+        )
+    )
+    training = {"curve": curve, "quality": quality or {}}
+    (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))
     figures = {
         f"{measure}_{language}": q[measure]
-        for language, q in quality.items()
+        for language, q in (quality or {}).items()
         for measure in ("perplexity", "bits_per_character")
     }
     run.metrics(settings.steps, **figures)

@@ -6,13 +6,21 @@ Bits a character can be compared between tokenizers, perplexity (a token) cannot
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
 from khmer_assets.training.models import end_of_text_id
 
+if TYPE_CHECKING:
+    import torch
+
 WINDOWS_A_BATCH = 8
+# Of a vocabulary of 150,000, the logits of a window of 4,096 tokens would take 2.5 GB in float32, and as much again for
+# each step of the loss. So many take 134 MB.
+LOGITS_AT_ONCE = 1 << 25
+
+T = TypeVar("T")
 
 Scorer = Callable[[list[list[int]]], list[float]]
 """Gives, for sequences of token ids, the sum of the negative log-likelihoods (nats) of all ids but each first."""
@@ -46,17 +54,51 @@ def model_scorer(model: Any) -> Scorer:
     """A scorer for a transformers model."""
     import torch
 
-    @torch.inference_mode()
     def score(windows: list[list[int]]) -> list[float]:
+        rows = max(1, positions_at_once(model.config.get_text_config().vocab_size) // max(map(len, windows)))
+        return [nats for at in range(0, len(windows), rows) for nats in score_together(windows[at : at + rows])]
+
+    def score_together(windows: list[list[int]]) -> list[float]:
         width = max(map(len, windows))
         ids = torch.tensor([window + [0] * (width - len(window)) for window in windows], device=model.device)
         lengths = torch.tensor([len(window) for window in windows], device=model.device)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()
-        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         inside = torch.arange(width - 1, device=model.device) < (lengths - 1)[:, None]
-        return [float(row) for row in (nats * inside).sum(1)]
+        return [float(row) for row in (token_nats(model, ids) * inside).sum(1)]
 
     return score
+
+
+def token_nats(model: Any, ids: "torch.Tensor") -> "torch.Tensor":
+    """The negative log-likelihood (nats) of each id but a row's first, of shape (rows, width - 1), for ids of shape
+    (rows, width). No more than `LOGITS_AT_ONCE` logits are held at once: a longer row is read in parts, each of which
+    sees those before it in the model's cache."""
+    import torch
+
+    part = max(1, positions_at_once(model.config.get_text_config().vocab_size) // len(ids))
+    whole = ids.shape[1] - 1 <= part
+    cache, nats = None, []
+    with torch.inference_mode():
+        for at in range(0, ids.shape[1] - 1, part):
+            targets = ids[:, at + 1 : at + 1 + part]
+            read = ids[:, at : at + targets.shape[1]]
+            output = model(input_ids=read, past_key_values=cache, use_cache=not whole)
+            cache = output.past_key_values
+            logits = output.logits.float().transpose(1, 2)
+            nats.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+        return torch.cat(nats, dim=1)
+
+
+def positions_at_once(vocabulary: int) -> int:
+    """Of how many tokens the logits may be held at once."""
+    return max(1, LOGITS_AT_ONCE // vocabulary)
+
+
+def measured(measure: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What `measure` gives; or None and the reason, for a trained model is not lost because it could not be scored."""
+    try:
+        return measure(), None
+    except (MemoryError, OSError, RuntimeError) as error:  # in all of these ways is told that there is no memory left
+        return None, f"{type(error).__name__}: {error}"
 
 
 def quality_by_language(
@@ -72,9 +114,13 @@ def quality_by_language(
 
 def validation_texts(mixture: Path, max_documents: int) -> dict[str, list[str]]:
     """At most `max_documents` texts a language of the mixture's validation split, in the mixture's order."""
-    frame = pl.read_parquet(mixture / "data.parquet").filter(pl.col("split") == "validation")
-    by_language = frame.partition_by("language", as_dict=True)
+    held_out = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "validation")
+    languages = held_out.select("language").unique().sort("language").collect()["language"]
     return {
-        str(language): by_language[(language,)]["text"].head(max_documents).to_list()
-        for (language,) in sorted(by_language)
+        language: held_out.filter(pl.col("language") == language)
+        .select("text")
+        .head(max_documents)
+        .collect()["text"]
+        .to_list()
+        for language in languages
     }
