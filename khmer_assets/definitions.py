@@ -51,7 +51,9 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         ),
         "tokenizer": tokenizer_assets(recipe.tokenizer),
         "pretraining": pretraining_assets(recipe.pretraining, recipe.evaluation.max_documents, recipe.seed),
-        "instructions": instruction_assets(recipe.instructions, recipe.seed),
+        "instructions": instruction_assets(
+            recipe.instructions, recipe.decontamination, recipe.catalogue.parent, recipe.normalization, recipe.seed
+        ),
         "finetuning": finetuning_assets(recipe.finetuning, precision, context_length, recipe.seed),
         "compression": compression_assets(recipe.compression, recipe.seed),
         "evaluation": evaluation_assets(
@@ -69,6 +71,8 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.adapters,
             recipe.normalization,
             recipe.instructions,
+            recipe.decontamination,
+            recipe.catalogue.parent,
             recipe.evaluation,
             precision,
             context_length,

@@ -12,10 +12,12 @@ import polars as pl
 from khmer_assets.adapters import evaluate
 from khmer_assets.adapters import release as release_payload
 from khmer_assets.adapters.adapter import Adapter
+from khmer_assets.corpus.decontamination import Decontamination
 from khmer_assets.evaluation.evaluate import Evaluation
 from khmer_assets.finetuning import sft
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.instructions.assets import chat_checks
 from khmer_assets.instructions.chat_files import read_chats
 from khmer_assets.instructions.chats import SAMPLE_CHATS, readable, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions
@@ -33,6 +35,8 @@ def adapter_assets(
     adapters: list[Adapter],
     normalization: Normalization,
     instructions: Instructions,
+    decontamination: Decontamination,
+    base: Path,
     evaluation: Evaluation,
     precision: Precision,
     context_length: int,
@@ -40,7 +44,8 @@ def adapter_assets(
 ) -> list[Any]:
     """All assets of the recipe's adapters; none where there is no adapter.
 
-    `precision` and `context_length` (tokens) are those of the model that is adapted.
+    `base` is the folder that the paths of evaluation sets are relative to. `precision` and `context_length` (tokens)
+    are those of the model that is adapted.
     """
     if not adapters:
         return []
@@ -66,8 +71,10 @@ def adapter_assets(
         io_manager_key="frames",
         kinds={"polars"},
         partitions_def=partitions,
-        deps=["adapter_files"],
-        code_version=code_version(1, normalization=normalization, instructions=instructions),
+        deps=["adapter_files", "evaluation_files"],
+        code_version=code_version(
+            1, normalization=normalization, instructions=instructions, decontamination=decontamination
+        ),
     )
     def adapter_chats(context: dg.AssetExecutionContext) -> dg.Output[pl.LazyFrame]:
         """The chats that an adapter learns, as of chat_dataset; lines that are no chats are set aside with a reason."""
@@ -208,6 +215,7 @@ def adapter_assets(
     return [
         adapter_files,
         adapter_chats,
+        *chat_checks("adapter_chats", instructions.split, decontamination, base, normalization, partitions),
         domain_adapter,
         adapter_evaluation,
         adapter_helps,

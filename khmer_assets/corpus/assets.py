@@ -28,6 +28,7 @@ from khmer_assets.corpus.deduplication import (
 )
 from khmer_assets.corpus.filters import Filters, filter_batch
 from khmer_assets.corpus.mixture import Mixture, mix
+from khmer_assets.corpus.near_copies import near_copies
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.personal_data import masks
 from khmer_assets.corpus.verbalized import verbalize_batch
@@ -42,10 +43,14 @@ from khmer_assets.sources.rows import SourceError
 from resources.batches import Batches
 from resources.compute import Compute
 from resources.instance import SNAPSHOT
+from resources.set_aside import set_aside_share_is_steady
 from resources.storage import DATA, REMOVED
 from resources.vector_index import VectorIndex
 
 SAMPLED_TEXTS = 1_000
+NEAR_COPY = 0.8  # Jaccard similarity of character n-grams
+NEAR_COPIES = 0.01  # of the held-out documents
+SHOWN_COPIES = 20
 WEIGHT_TOLERANCE = 0.05  # a language's share of the characters, beside its weight
 
 
@@ -243,14 +248,18 @@ def corpus_assets(
         return dg.AssetCheckResult(passed=changed == 0, metadata={"texts": texts.len(), "changed": changed})
 
     @dg.asset_check(asset=training_mixture, blocking=True)
-    def no_text_in_both_splits(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
-        """No held-out text is trained on, and both splits have documents."""
-        splits = training_mixture.group_by("content_hash").agg(pl.col("split").n_unique())
-        shared = splits.filter(pl.col("split") > 1).select(pl.len()).collect().item()
+    def held_out_text_is_new(training_mixture: pl.LazyFrame) -> dg.AssetCheckResult:
+        """Both splits have documents, and at most 1 % of the held-out ones have a near-copy among those trained on."""
         sizes = dict(training_mixture.group_by("split").len().collect().iter_rows())
+        train, held_out = (training_mixture.filter(split=split) for split in ("train", "validation"))
+        copies = near_copies(held_out, train, NEAR_COPY)
         return dg.AssetCheckResult(
-            passed=shared == 0 and len(sizes) == 2,
-            metadata={"texts_in_both": shared, **{f"{split}_documents": size for split, size in sizes.items()}},
+            passed=len(sizes) == 2 and copies.height <= NEAR_COPIES * sizes["validation"],
+            metadata={
+                "near_copies": copies.height,
+                **{f"{split}_documents": size for split, size in sizes.items()},
+                "examples": dg.MetadataValue.md(markdown_table(copies.head(SHOWN_COPIES))),
+            },
         )
 
     @dg.asset_check(asset=training_mixture, blocking=True)
@@ -287,6 +296,7 @@ def corpus_assets(
             metadata={"largest_difference": off, **shares},
         )
 
+    filtering = [raw_corpus, normalized_corpus, filtered_corpus, deduplicated_corpus, verbalized_sentences]
     return [
         source_files,
         raw_corpus,
@@ -301,8 +311,9 @@ def corpus_assets(
         no_row_is_lost("normalized_corpus", "raw_corpus"),
         no_row_is_lost("filtered_corpus", "normalized_corpus"),
         no_row_is_lost("deduplicated_corpus", "filtered_corpus"),
+        *(set_aside_share_is_steady(asset.key.to_user_string(), partitions) for asset in filtering),
         text_is_canonical,
-        no_text_in_both_splits,
+        held_out_text_is_new,
         weighted_languages_are_present,
         snapshot_is_recent,
         shares_follow_weights,

@@ -32,7 +32,7 @@ def candidate_pairs(signatures: NDArray[np.uint32], threshold: float) -> Pairs:
     """
     permutations = signatures.shape[1]
     bands, rows = bands_and_rows(permutations, threshold)
-    least = int(np.ceil((threshold - STANDARD_ERRORS * 0.5 / permutations**0.5) * permutations))
+    least = least_agreement(permutations, threshold)
 
     def pairs_of(band: int) -> NDArray[np.int64]:
         keys = _keys(signatures, band * rows, rows)
@@ -42,6 +42,40 @@ def candidate_pairs(signatures: NDArray[np.uint32], threshold: float) -> Pairs:
         found = np.concatenate(list(threads.map(pairs_of, range(bands))))
     found = found[np.lexsort((found[:, 1], found[:, 0]))]
     return found[:, 0], found[:, 1]
+
+
+class SignatureIndex:
+    """Signatures (texts, permutations) that others are looked up in, for pairs that may be `threshold` similar."""
+
+    def __init__(self, signatures: NDArray[np.uint32], threshold: float):
+        self._signatures = signatures
+        self._rows = bands_and_rows(signatures.shape[1], threshold)[1]
+        self._bands = []
+        for first in range(0, signatures.shape[1] - self._rows + 1, self._rows):
+            keys = _keys(signatures, first, self._rows)
+            order = np.argsort(keys)
+            self._bands.append((first, keys[order], order))
+        self._least = least_agreement(signatures.shape[1], threshold)
+
+    def candidates(self, others: NDArray[np.uint32]) -> Pairs:
+        """As `candidate_pairs`: the rows of the index, and those of `others` that they may be similar to."""
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for first, known, order in self._bands:
+            keys = _keys(others, first, self._rows)
+            begin = np.searchsorted(known, keys, side="left")
+            sizes = np.minimum(np.searchsorted(known, keys, side="right") - begin, COMPARED)
+            other = np.repeat(np.arange(keys.size), sizes)
+            place = np.repeat(begin, sizes) + np.arange(other.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            pairs = np.column_stack([order[place], other])
+            agree = (self._signatures[pairs[:, 0]] == others[pairs[:, 1]]).sum(axis=1)
+            found.append(pairs[agree >= self._least])
+        pairs = np.unique(np.concatenate(found), axis=0)
+        return pairs[:, 0], pairs[:, 1]
+
+
+def least_agreement(permutations: int, threshold: float) -> int:
+    """How many values two signatures must share to be candidates."""
+    return int(np.ceil((threshold - STANDARD_ERRORS * 0.5 / permutations**0.5) * permutations))
 
 
 def bands_and_rows(permutations: int, threshold: float) -> tuple[int, int]:

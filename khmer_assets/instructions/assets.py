@@ -1,27 +1,44 @@
 """The assets of the instructions stage."""
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from khmer_assets.foundation.settings import code_version
+from khmer_assets.corpus.decontamination import (
+    Decontamination,
+    contamination_batch,
+    evaluation_hashes,
+    evaluation_texts,
+)
+from khmer_assets.corpus.near_copies import near_copies
+from khmer_assets.foundation.settings import RecipeError, code_version
 from khmer_assets.foundation.tables import markdown_table
-from khmer_assets.instructions.chats import SAMPLE_CHATS, find_fault, hash_of, readable, split_chats
+from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, said, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions, compose_chats, written_chats
+from khmer_assets.khmer.normalization import Normalization
+from khmer_assets.sources.documents import SET_ASIDE
+from khmer_assets.sources.rows import SourceError
+from resources.set_aside import set_aside_share_is_steady
 
-# the hash decides each chat alone, so shares vary; five standard deviations leave room for chance only
-DEVIATIONS = 5
+# A question that is asked in another way is a fair test, so chats may be more alike than texts, and more of them.
+NEAR_COPY = 0.9  # Jaccard similarity of character n-grams
+NEAR_COPIES = 0.1  # of the held-out chats
+SHOWN_COPIES = 20
 
 
-def instruction_assets(settings: Instructions, seed: int) -> list[Any]:
-    """chat_dataset with its checks."""
+def instruction_assets(
+    settings: Instructions, decontamination: Decontamination, base: Path, normalization: Normalization, seed: int
+) -> list[Any]:
+    """chat_dataset with its checks; `base` is the folder that the paths of evaluation sets are relative to."""
 
     @dg.asset(
         group_name="instructions",
         io_manager_key="frames",
         kinds={"polars"},
-        code_version=code_version(1, instructions=settings, seed=seed),
+        deps=["evaluation_files"],
+        code_version=code_version(1, instructions=settings, decontamination=decontamination, seed=seed),
     )
     def chat_dataset(context: dg.AssetExecutionContext) -> pl.LazyFrame:
         """Chats in one schema (`khmer_assets/instructions/chats.py`), split by the hash of their content.
@@ -41,36 +58,70 @@ def instruction_assets(settings: Instructions, seed: int) -> list[Any]:
         )
         return chats
 
-    @dg.asset_check(asset="chat_dataset", blocking=True)
-    def splits_share_no_content(chat_dataset: pl.LazyFrame) -> dg.AssetCheckResult:
-        """What is said in one split is not said in another, whatever its case, spaces and final marks."""
-        chats = chat_dataset.select("messages", "split").collect()
-        digests = chats.select("split", digest=pl.Series([hash_of(m) for m in chats["messages"].to_list()]))
-        shared = digests.group_by("digest").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
-        return dg.AssetCheckResult(passed=shared == 0, metadata={"contents_in_two_splits": shared})
+    return [chat_dataset, *chat_checks("chat_dataset", settings.split, decontamination, base, normalization)]
 
-    @dg.asset_check(asset="chat_dataset", blocking=True)
-    def shares_are_near_the_split(chat_dataset: pl.LazyFrame) -> dg.AssetCheckResult:
-        """Each split's share of the chats is what the recipe asks for, up to the chance of hashing."""
-        splits = chat_dataset.select("split").collect()["split"]
-        total = len(splits)
-        found = {name: int((splits == name).sum()) / max(total, 1) for name in ("train", "validation", "test")}
-        wanted = settings.split.model_dump()
-        passed = total > 0 and all(
-            abs(found[name] - share) <= DEVIATIONS * (share * (1 - share) / total) ** 0.5 + 1e-9
-            for name, share in wanted.items()
-        )
-        return dg.AssetCheckResult(passed=passed, metadata={"chats": total, **found})
 
-    @dg.asset_check(asset="chat_dataset", blocking=True)
-    def chats_are_valid(chat_dataset: pl.LazyFrame) -> dg.AssetCheckResult:
-        """Roles are in order, nobody is silent, and the assistant has the last word."""
-        chats = chat_dataset.select("id", "messages").collect()
-        faults = {row["id"]: fault[2] for row in chats.iter_rows(named=True) if (fault := find_fault(row["messages"]))}
-        examples = "; ".join(f"{identity}: {reason}" for identity, reason in list(faults.items())[:5])
+def chat_checks(
+    asset: str,
+    split: Split,
+    decontamination: Decontamination,
+    base: Path,
+    normalization: Normalization,
+    partitions: dg.PartitionsDefinition | None = None,
+) -> list[dg.AssetChecksDefinition]:
+    """What must hold for chats, whoever wrote them, before they are learned; `base` is the catalogue's folder."""
+    common: dict[str, Any] = {"asset": asset, "partitions_def": partitions, "blocking": True}
+
+    @dg.asset_check(**common)
+    def every_split_has_chats(chats: pl.LazyFrame) -> dg.AssetCheckResult:
+        """There are chats to train on, to validate with and to test with, as the recipe's shares ask for."""
+        found = dict(chats.group_by("split").len().collect().iter_rows())
+        missing = [name for name, share in split.model_dump().items() if share and not found.get(name)]
+        told = f"no chat is in the split {' and '.join(missing)}; bring more chats" if missing else None
+        return dg.AssetCheckResult(passed=not missing, description=told, metadata=found)
+
+    @dg.asset_check(**common)
+    def held_out_chats_are_new(chats: pl.LazyFrame) -> dg.AssetCheckResult:
+        """At most 10 % of the held-out chats have a near-copy among those trained on."""
+        texts = said(chats.collect()).lazy()
+        train, held_out = texts.filter(split="train"), texts.filter(pl.col("split") != "train")
+        copies = near_copies(held_out, train, NEAR_COPY)
+        held = held_out.select(pl.len()).collect().item()
         return dg.AssetCheckResult(
-            passed=chats.height > 0 and not faults,
-            metadata={"chats": chats.height, "faulty": len(faults), "examples": examples},
+            passed=copies.height <= NEAR_COPIES * held,
+            description=f"{copies.height} of {held} held-out chats are nearly the same as one that is trained on",
+            metadata={
+                "near_copies": copies.height,
+                "held_out": held,
+                "examples": dg.MetadataValue.md(markdown_table(copies.head(SHOWN_COPIES))),
+            },
         )
 
-    return [chat_dataset, splits_share_no_content, shares_are_near_the_split, chats_are_valid]
+    @dg.asset_check(**common)
+    def no_chat_is_of_an_evaluation_set(chats: pl.LazyFrame) -> dg.AssetCheckResult:
+        """No chat that is trained on holds a text of the recipe's evaluation sets."""
+        try:
+            texts = evaluation_texts(decontamination, base, normalization)
+        except (SourceError, RecipeError) as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        evaluation = evaluation_hashes(texts, decontamination.ngram)
+        trained = said(chats.filter(split="train").collect())
+        judged = contamination_batch(
+            trained.with_columns(pl.lit(None, kind).alias(name) for name, kind in SET_ASIDE.items()), evaluation
+        )
+        found = judged.filter(pl.col("rule").is_not_null())
+        told = "; ".join(
+            f"{identity}: {reason}" for identity, reason in found.select("id", "reason").head(5).iter_rows()
+        )
+        return dg.AssetCheckResult(
+            passed=found.is_empty(),
+            description=f"take these chats out, or the set: {told}" if told else None,
+            metadata={"evaluation_sets": len(texts), "contaminated": found.height},
+        )
+
+    return [
+        every_split_has_chats,
+        held_out_chats_are_new,
+        no_chat_is_of_an_evaluation_set,
+        set_aside_share_is_steady(asset, partitions),
+    ]

@@ -143,3 +143,9 @@ def readable(chats: pl.DataFrame) -> pl.DataFrame:
     """One line a chat, for people."""
     said = [" / ".join(message["content"] for message in messages) for messages in chats["messages"].to_list()]
     return chats.select("category", "language", "split", chat=pl.Series(said, dtype=pl.String))
+
+
+def said(chats: pl.DataFrame) -> pl.DataFrame:
+    """A row a chat (id, split, text): what user and assistant say, a line a message."""
+    texts = ["\n".join(m["content"] for m in chat if m["role"] != "system") for chat in chats["messages"].to_list()]
+    return chats.select("id", "split", text=pl.Series(texts, dtype=pl.String))

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from random import Random
 
 import dagster as dg
 import polars as pl
@@ -18,6 +19,8 @@ from resources.compute import Compute
 from resources.storage import FoldersIOManager, FramesIOManager, Store
 from resources.vector_index import VectorIndex
 
+KHMER = "ព្រះអាទិត្យ ទន្លេសាប សាលារៀន ផ្សារថ្មី ដំណាំស្រូវ មាន់ទា គោក្របី រទេះគោ ទូកដរ សំណាញ់ ក្រមា អង្ករ"
+ENGLISH = "sunshine thunder market rice cattle wagons sailing baskets temples spices bicycles mango"
 CORPUS = ["raw_corpus", "normalized_corpus", "filtered_corpus"]
 
 
@@ -68,8 +71,12 @@ class Graph:
 def small(recipe, tmp_path_factory) -> Recipe:
     """A recipe with three sources, one of which has no files."""
     folder = tmp_path_factory.mktemp("sources")
-    khmer = [f"នៅថ្ងៃទី {number} ក្មេងៗ\u200bទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី {number * 7} ក្បាល។" for number in range(90)]
-    english = [f"On day {number} the children went to the river and caught {number * 7} fish." for number in range(90)]
+    khmer, english = [], []
+    for number in range(90):
+        khmer_words, english_words = (" ".join(Random(number).sample(words.split(), 8)) for words in (KHMER, ENGLISH))
+        end = f"ចាប់បានត្រី {number * 7} ក្បាល។ {khmer_words}។"
+        khmer.append(f"នៅថ្ងៃទី {number} ក្មេងៗ\u200bទៅលេងនៅមាត់ទន្លេ ហើយ{end}")
+        english.append(f"On day {number} the children caught {number * 7} fish and talked of {english_words}.")
     (folder / "pages.jsonl").write_text(
         "\n".join(json.dumps({"km": k, "en": e}) for k, e in zip(khmer, english, strict=True))
     )
@@ -117,12 +124,24 @@ def test_every_asset_materializes_and_passes_its_checks(results):
     assert {check.check_name for check in checks} == {
         "no_row_is_lost",
         "text_is_canonical",
-        "no_text_in_both_splits",
+        "held_out_text_is_new",
+        "set_aside_share_is_steady",
         "weighted_languages_are_present",
         "shares_follow_weights",
         "snapshot_is_recent",
     }
     assert [check.check_name for check in checks if not check.passed] == []
+
+
+def test_a_held_out_text_with_a_near_copy_among_the_others_fails_its_check(small, graph, results):
+    (check,) = [part for part in assets_by_stage(small)["corpus"] if isinstance(part, dg.AssetChecksDefinition)
+                and part.check_key.name == "held_out_text_is_new"]  # fmt: skip
+    mixture = graph.kept("training_mixture")
+    held_out = mixture.filter(split="validation").head(2)
+    copies = held_out.with_columns(pl.col("text") + "!", id=pl.lit("copy of ") + pl.col("id"), split=pl.lit("train"))
+    verdict = check(training_mixture=pl.concat([mixture, copies]).lazy())
+    assert not verdict.passed
+    assert verdict.metadata["near_copies"].value == 2
 
 
 def test_rows_set_aside_say_why(graph, results):

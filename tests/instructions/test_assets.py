@@ -1,16 +1,22 @@
 """chat_dataset and the checks that guard it."""
 
+import json
+from random import Random
+
 import dagster as dg
 import polars as pl
 import pytest
 
-from khmer_assets.instructions.assets import instruction_assets
-from khmer_assets.instructions.chats import CHAT, NEW_CHAT, Split, new_chat, split_chats
+from khmer_assets.corpus.decontamination import Decontamination
+from khmer_assets.instructions.assets import chat_checks, instruction_assets
+from khmer_assets.instructions.chats import CHAT, Split, new_chat
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from resources.storage import FramesIOManager
 
 RECIPE = Recipe.load(SAMPLE_RECIPE)
-PARTS = instruction_assets(RECIPE.instructions, RECIPE.seed)
+PARTS = instruction_assets(
+    RECIPE.instructions, RECIPE.decontamination, RECIPE.catalogue.parent, RECIPE.normalization, RECIPE.seed
+)
 CHECKS = {part.check_key.name: part for part in PARTS if isinstance(part, dg.AssetChecksDefinition)}
 
 
@@ -43,20 +49,50 @@ def test_every_check_blocks():
     assert all(spec.blocking for check in CHECKS.values() for spec in check.check_specs)
 
 
-def test_content_in_two_splits_fails_the_check(materialized):
-    _, chats = materialized
-    leaked = chats.head(1).with_columns(split=pl.lit("test" if chats["split"][0] != "test" else "train"))
-    assert not verdict("splits_share_no_content", pl.concat([chats, leaked]))
+def chats(count: int, split: str, start: int = 0) -> pl.DataFrame:
+    """Chats of one split that have little in common."""
+    rng = Random(start)
+    rows = [
+        {**new_chat(f"{split}-{n}", "here", "khm", "greeting", [words(rng), words(rng)]), "content_hash": "",
+         "split": split}
+        for n in range(count)
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema=CHAT)
 
 
-def test_a_missing_split_fails_the_check(materialized):
-    _, chats = materialized
-    assert not verdict("shares_are_near_the_split", chats.filter(pl.col("split") != "test"))
-    assert not verdict("shares_are_near_the_split", chats.clear())
+def words(rng: Random) -> str:
+    return "".join(chr(rng.randrange(0x1780, 0x17A3)) for _ in range(60))
 
 
-def test_an_unanswered_chat_fails_the_check():
-    rows = [new_chat("a", "here", "eng", "greeting", ["Hello"])]
-    split = Split(train=1, validation=0, test=0)
-    faulty = split_chats(pl.LazyFrame(rows, schema=NEW_CHAT), split).collect()
-    assert not verdict("chats_are_valid", faulty.select(CHAT.names()))
+DIFFERENT = pl.concat([chats(20, "train", 1), chats(10, "validation", 2), chats(10, "test", 3)])
+
+
+def test_held_out_chats_that_are_nearly_those_of_training_fail_the_check():
+    copies = (
+        DIFFERENT.filter(split="train").head(3).with_columns(id=pl.lit("copy-") + pl.col("id"), split=pl.lit("test"))
+    )
+    changed = pl.col("messages").list.eval(
+        pl.struct(pl.element().struct["role"], pl.element().struct["content"].str.replace(r".$", "!"))
+    )
+    assert verdict("held_out_chats_are_new", DIFFERENT)
+    assert not verdict("held_out_chats_are_new", pl.concat([DIFFERENT, copies.with_columns(changed)]))
+
+
+def test_a_missing_split_fails_the_check():
+    assert verdict("every_split_has_chats", DIFFERENT)
+    assert not verdict("every_split_has_chats", DIFFERENT.filter(pl.col("split") != "test"))
+    assert not verdict("every_split_has_chats", DIFFERENT.clear())
+
+
+def test_a_chat_of_an_evaluation_set_fails_the_check(tmp_path):
+    def verdict_with(text: str) -> dg.AssetCheckResult:
+        (tmp_path / "exam.jsonl").write_text(json.dumps({"text": text}))
+        sets = Decontamination(evaluation_sets=[{"path": "exam.jsonl"}])
+        checks = chat_checks("chats", Split(), sets, tmp_path, RECIPE.normalization)
+        (check,) = [check for check in checks if check.check_key.name == "no_chat_is_of_an_evaluation_set"]
+        return check(DIFFERENT.lazy())  # type: ignore[return-value]  # a check that is called gives its result
+
+    first = DIFFERENT["messages"][0]
+    assert verdict_with(words(Random(9))).passed
+    found = verdict_with(first[1]["content"])
+    assert not found.passed and found.description and "train-0" in found.description
