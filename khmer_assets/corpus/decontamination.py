@@ -34,7 +34,7 @@ class Decontamination(Settings):
 
 SHOWN_CHARACTERS = 80  # of the document, from where the shared run is
 # Rules of a source that lose nothing here: a text that comes twice, or is empty.
-HARMLESS = ("duplicate_id", "missing_text")
+HARMLESS = ("duplicate_id", "exact_duplicate", "missing_text")
 
 
 @dataclass(frozen=True)

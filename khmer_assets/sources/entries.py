@@ -42,23 +42,31 @@ def files_of(source: Source, patterns: str | list[str], base: Path, key: str = "
             if place.protocol in ("", "file") and not place.is_absolute():
                 place = UPath(base / pattern)
             if place.is_file():
-                files = [place]
+                files = matches = [place]
             else:
-                matches = sorted(map(str, place.fs.glob(place.path)))
-                files = [UPath(match, protocol=place.protocol, **place.storage_options) for match in matches]
-                files = [file for file in files if file.is_file()]
+                found_names = sorted(map(str, place.fs.glob(place.path)))
+                matches = [UPath(name, protocol=place.protocol, **place.storage_options) for name in found_names]
+                files = [file for file in matches if file.is_file() or not file.exists()]  # a broken link is told
         except Exception as error:  # each protocol's library raises its own
             raise SourceError(
                 f"source {source.name!r}: {pattern} cannot be reached: {error or type(error).__name__}; check the "
                 f"address and the network, or fetch the files and name them in {key!r}"
             ) from error
         if not files:
-            raise SourceError(
-                f"source {source.name!r}: nothing is at {place}; put the files there, or correct {key!r} in its entry "
-                "of the catalogue"
-            )
+            raise SourceError(f"source {source.name!r}: {_nothing(place, matches, key)}")
         found |= {str(file): file for file in files}
     return list(found.values())
+
+
+def _nothing(place: UPath, matches: list[UPath], key: str) -> str:
+    """Why no file is at a place."""
+    correct = f"correct {key!r} in its entry of the catalogue"
+    if not matches:
+        return f"nothing is at {place}; put the files there, or {correct}"
+    if any(match.is_dir() for match in matches):
+        example = f"{matches[0]}/*" + (matches[0].suffix or ".jsonl")
+        return f"{matches[0]} is a folder; name the files in it, as {example}, or {correct}"
+    return f"{matches[0]} is no file to be read again and again, but a pipe or a device; {correct}"
 
 
 def files_to_collect(

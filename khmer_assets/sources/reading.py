@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ BATCH_ROWS = 2_000
 BATCH_CHARACTERS = 8_000_000
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_BYTE = re.compile("[\udc80-\udcff]")  # one that could not be decoded
 
 
 def read(source: Source, base: Path) -> pl.LazyFrame:
@@ -25,9 +26,9 @@ def read(source: Source, base: Path) -> pl.LazyFrame:
 
     Relative addresses are relative to `base`, the catalogue's folder. An id is `<source>:<the given id>`, else
     `<source>:<the first 16 digits of the content hash>`. Set aside are rows without text (missing_text), texts that
-    are not Unicode (undecodable), documents over 50 MB (too_large), ids that were there before (duplicate_id) and
-    what the kind's own module finds. Raises `SourceError` when the data is not there, `RecipeError` when the entry's
-    settings are wrong.
+    are not Unicode (undecodable), documents over 50 MB (too_large), ids that were there before (duplicate_id), rows
+    without an id whose text was (exact_duplicate) and what the kind's own module finds. Raises `SourceError` when the
+    data is not there, `RecipeError` when the entry's settings are wrong.
     """
     from polars.io.plugins import register_io_source
 
@@ -77,9 +78,10 @@ def batches(source: Source, rows: Iterator[Row]) -> Iterator[pl.DataFrame]:
         document = _document(source, row)
         place = row.get("place") or "a row"
         if document["rule"] is None:
-            if document["id"] in places:
-                document["rule"] = "duplicate_id"
-                document["reason"] = f"{place}: the id {document['id']!r} was given before, at {places[document['id']]}"
+            if (first := places.get(document["id"])) is not None:
+                document["rule"] = "duplicate_id" if row.get("id") else "exact_duplicate"
+                what = f"the id {document['id']!r} was given" if row.get("id") else "the same text was there"
+                document["reason"] = f"{place}: {what} before, at {first}"
             else:
                 places[document["id"]] = place
         batch.append({column: _without_surrogates(value) for column, value in document.items()})
@@ -95,7 +97,7 @@ def _document(source: Source, row: Row) -> dict[str, Any]:
     given = {column: row.get(column) for column in ("id", "title", "language", "category", "url", "published_at")}
     text, rule, reason, measure = row.get("text") or "", row.get("rule"), row.get("reason"), None
     if rule is None and any(value and _SURROGATE.search(value) for value in (text, *given.values())):
-        rule, reason = "undecodable", f"{place}: holds bytes that are no characters, shown as \ufffd here"
+        rule, reason = "undecodable", f"{place}: {_undecodable(row, (text, *given.values()))}"
     if rule is None and not text.strip():
         rule, reason = "missing_text", f"{place}: there is no text"
     text = _without_surrogates(text)
@@ -118,6 +120,15 @@ def _document(source: Source, row: Row) -> dict[str, Any]:
         "measure": measure,
         "reason": reason,
     }
+
+
+def _undecodable(row: Row, values: Iterable[str | None]) -> str:
+    if not any(_BYTE.search(value) for value in values if value):
+        return "holds half of a pair of surrogates, such as \\ud800, shown as \ufffd here"
+    told = "holds bytes that are no characters, shown as \ufffd here"
+    if (encoding := row.get("encoding")) is not None:
+        told += f"; if the file is not in {encoding}, set encoding in settings"
+    return told
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -19,11 +19,12 @@ import csv
 import io
 import json
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator
 from upath import UPath
@@ -33,10 +34,36 @@ from khmer_assets.sources.catalogue import Source
 from khmer_assets.sources.entries import files_of, fingerprint_of, settings_of
 from khmer_assets.sources.html_pages import extract
 from khmer_assets.sources.parquet_columns import read_columns
-from khmer_assets.sources.rows import MAX_DOCUMENT_BYTES, Row, SourceError, failure, plain
+from khmer_assets.sources.rows import (
+    MAX_DOCUMENT_BYTES,
+    MissingColumn,
+    Row,
+    SourceError,
+    failure,
+    plain,
+    require_text_column,
+)
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_UNPACKED_BYTES = 2_000_000_000  # of a compressed Parquet file, which is unpacked to the temporary folder
 FORMATS = (".txt", ".md", ".html", ".htm", ".jsonl", ".csv", ".tsv", ".parquet")
+# what a file that ends as a text is, where it begins with these bytes
+NO_TEXT = {
+    b"\x1f\x8b": "compressed with gzip: add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: add .zst to its name",
+    b"BZh": "compressed with bzip2: unpack it, or compress it with gzip or zstd",
+    b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip or zstd",
+    b"PK\x03\x04": "a zip archive or an office document: unpack it, or save it as text",
+    b"%PDF": "a PDF: save it as text",
+    b"PAR1": "Parquet: let its name end in .parquet",
+}
+UTF_16 = "in UTF-16: set encoding: utf-16 in settings"
+PEEKED = 4_096  # bytes
+UTF_16_HIGH = (0.4, 0.9)  # the share of bytes that are 0 or, in Khmer, 0x17: the upper halves, and not much beside
+WHOLE_JSON = (
+    "is one JSON document, and here every line must be an object of its own; `jq -c '.[]' FILE > FILE.jsonl` writes an "
+    "array so"
+)
 
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -100,15 +127,41 @@ def _format(file: UPath) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+@dataclass(frozen=True)
+class Record:
+    """A row of a table: where it stands, and its fields."""
+
+    place: str
+    values: dict[str, Any]
+
+
+class NoText(ValueError):
+    """A file that is not what its name says, as a whole; the message says what it is, and what to do."""
+
+
+def first_records(file: UPath, count: int, encoding: str = "utf-8") -> list[dict[str, Any]]:
+    """All fields of the first rows that can be read: of a table as they are, of texts and pages as `text`."""
+    with file.open("rb") as raw:
+        found = _read_stream(_decompressed(raw, file), file, FilesSettings(path="", encoding=encoding), None, [])
+        return [row.values if isinstance(row, Record) else row for row in islice(found, count)]
+
+
 def _read_file(file: UPath, settings: FilesSettings) -> Iterator[Row]:
     place = file.name
     rows = 0
+    texts = _as_list(settings.text)
+    wanted = {*texts, *(field for field in _fields(settings).values() if field)}
     try:
         with file.open("rb") as raw:
-            for row in _read_stream(_decompressed(raw, file), file, settings):
-                place = row["place"] or place
-                rows += 1
-                yield row
+            for record in _read_stream(_decompressed(raw, file), file, settings, wanted, texts):
+                for row in _documents(record, settings) if isinstance(record, Record) else [record]:
+                    place = row["place"] or place
+                    rows += 1
+                    yield {**row, "encoding": settings.encoding}
+    except MissingColumn as error:
+        yield failure("missing_column", file.name, str(error))
+    except NoText as error:
+        yield failure("unreadable_file", file.name, str(error))
     except Exception as error:
         # whatever the libraries of the formats raise: what was read stays, and the row says where it ended
         where = f"after {place}" if rows else "at its beginning"
@@ -128,14 +181,17 @@ def _decompressed(raw: Any, file: UPath) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression))
 
 
-def _read_stream(stream: IO[bytes], file: UPath, settings: FilesSettings) -> Iterator[Row]:
+def _read_stream(
+    stream: IO[bytes], file: UPath, settings: FilesSettings, wanted: set[str] | None, texts: list[str]
+) -> Iterator[Row | Record]:
+    """`wanted`: the columns of Parquet to read, None for all. `texts`: of these a table must have one column."""
     match _format(file):
         case ".parquet":
-            yield from _read_parquet(stream, file.name, settings)
+            yield from _read_parquet(stream, file.name, wanted, texts)
         case ".jsonl":
-            yield from _read_json_lines(_text(stream, settings), file.name, settings)
+            yield from _read_json_lines(_text(stream, settings), file.name)
         case ".csv" | ".tsv" as suffix:
-            yield from _read_table(_text(stream, settings), file.name, settings, "," if suffix == ".csv" else "\t")
+            yield from _read_table(_text(stream, settings), file.name, texts, "," if suffix == ".csv" else "\t")
         case ".html" | ".htm":
             yield from _read_html(_text(stream, settings), file.name)
         case _:
@@ -143,18 +199,35 @@ def _read_stream(stream: IO[bytes], file: UPath, settings: FilesSettings) -> Ite
 
 
 def _text(stream: IO[bytes], settings: FilesSettings) -> io.TextIOWrapper:
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream))
+    begins = buffered.peek(PEEKED)[:PEEKED]
+    for magic, what in NO_TEXT.items():
+        if begins.startswith(magic):
+            raise NoText(f"is {what}")
+    if settings.encoding == "utf-8" and _is_utf_16(begins):
+        raise NoText(f"is {UTF_16}")
+    newline = "\r" if b"\r" in begins and b"\n" not in begins else "\n"
     # bytes that are no characters become lone surrogates, which set their row alone aside
-    return io.TextIOWrapper(stream, settings.encoding, errors="surrogateescape", newline="\n")
+    return io.TextIOWrapper(buffered, settings.encoding, errors="surrogateescape", newline=newline)
+
+
+def _is_utf_16(begins: bytes) -> bool:
+    if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    least, most = UTF_16_HIGH
+    return least * len(begins) < begins.count(0) + begins.count(0x17) < most * len(begins)
 
 
 def _lines(stream: io.TextIOWrapper) -> Iterator[tuple[int, str, bool]]:
     """Number, line, and whether it is whole; of a line that is too long only the beginning comes."""
-    number = 0
+    number, end = 0, "\n"
     while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
         whole = len(line) <= MAX_DOCUMENT_BYTES
         rest = line
-        while not whole and rest and not rest.endswith("\n"):
+        if whole and line.endswith("\r"):
+            end = "\r"  # of every line
+        while not whole and rest and not rest.endswith(end):
             rest = stream.readline(MAX_DOCUMENT_BYTES)
         yield number, line.removeprefix("\ufeff") if number == 1 else line, whole
 
@@ -187,25 +260,40 @@ def _read_html(stream: io.TextIOWrapper, name: str) -> Iterator[Row]:
         yield extract(page, name)
 
 
-def _read_json_lines(stream: io.TextIOWrapper, name: str, settings: FilesSettings) -> Iterator[Row]:
+def _read_json_lines(stream: io.TextIOWrapper, name: str) -> Iterator[Row | Record]:
+    good = False
     for number, line, whole in _lines(stream):
         place = f"{name}, line {number}"
         if not whole:
             yield {"text": line, "place": place}  # set aside for its size
         elif line.strip():
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=_each_key_once)
             except (ValueError, RecursionError) as error:
+                if not good and line.strip() in ("[", "{", "[{"):
+                    raise NoText(WHOLE_JSON) from None
                 yield failure("malformed_row", place, f"not JSON: {error}", line)
                 continue
+            good = True
             if isinstance(values, dict):
-                yield from _documents(values, place, settings)
+                yield Record(place, values)
+            elif isinstance(values, list):
+                yield failure("malformed_row", place, WHOLE_JSON, line)
             else:
                 found = type(values).__name__
                 yield failure("malformed_row", place, f"expected a JSON object, found {found}", line)
 
 
-def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, delimiter: str) -> Iterator[Row]:
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} is given twice")
+    return values
+
+
+def _read_table(stream: io.TextIOWrapper, name: str, texts: list[str], delimiter: str) -> Iterator[Row | Record]:
     csv.field_size_limit(MAX_DOCUMENT_BYTES)
     raw: list[str] = []  # the lines of the row that is being read
     number = 0
@@ -232,29 +320,41 @@ def _read_table(stream: io.TextIOWrapper, name: str, settings: FilesSettings, de
         place = f"{name}, line {first}"
         if header is None:
             header = row
+            require_text_column(header, texts)
         elif row and len(row) != len(header):
             reason = f"has {len(row)} fields, and the header {len(header)}"
             yield failure("malformed_row", place, reason, "".join(raw))
         elif row:
-            yield from _documents(dict(zip(header, row, strict=True)), place, settings)
+            yield Record(place, dict(zip(header, row, strict=True)))
 
 
-def _read_parquet(stream: IO[bytes], name: str, settings: FilesSettings) -> Iterator[Row]:
+def _read_parquet(stream: IO[bytes], name: str, wanted: set[str] | None, texts: list[str]) -> Iterator[Record]:
     with tempfile.TemporaryFile() as seekable:
         if not stream.seekable():
-            shutil.copyfileobj(stream, seekable)
+            _unpack(stream, seekable)
             stream = seekable
-        wanted = {*_as_list(settings.text), *(field for field in _fields(settings).values() if field)}
-        for number, values in enumerate(read_columns(stream, wanted), start=1):
-            yield from _documents(values, f"{name}, row {number}", settings)
+        for number, values in enumerate(read_columns(stream, wanted, texts), start=1):
+            yield Record(f"{name}, row {number}", values)
+
+
+def _unpack(stream: IO[bytes], target: IO[bytes]) -> None:
+    unpacked = 0
+    while block := stream.read(1 << 20):
+        unpacked += len(block)
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise NoText(
+                f"has over {MAX_UNPACKED_BYTES:,} bytes when unpacked; unpack it yourself: Parquet compresses by itself"
+            )
+        target.write(block)
 
 
 def _fields(settings: FilesSettings) -> dict[str, str | None]:
     return {key: getattr(settings, key) for key in ("id", "title", "category", "url", "published_at")}
 
 
-def _documents(values: dict[str, Any], place: str, settings: FilesSettings) -> Iterator[Row]:
+def _documents(record: Record, settings: FilesSettings) -> Iterable[Row]:
     """The documents of one row: one for each text field that is not empty."""
+    values, place = record.values, record.place
     names = _as_list(settings.text)
     for name in names:
         if values.get(name) is not None and not isinstance(values[name], str):

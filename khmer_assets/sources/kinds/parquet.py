@@ -27,7 +27,7 @@ from khmer_assets.foundation.settings import Settings
 from khmer_assets.sources.catalogue import Source
 from khmer_assets.sources.entries import files_of, fingerprint_of, settings_of
 from khmer_assets.sources.parquet_columns import read_columns
-from khmer_assets.sources.rows import Row, failure, plain
+from khmer_assets.sources.rows import MissingColumn, Row, failure, plain
 
 
 class ParquetSettings(Settings):
@@ -64,12 +64,8 @@ def _read_file(file: UPath, settings: ParquetSettings) -> Iterator[Row]:
     number = 0
     try:
         with file.open("rb") as stream:
-            for number, values in enumerate(read_columns(stream, set(fields.values())), start=1):
+            for number, values in enumerate(read_columns(stream, set(fields.values()), [settings.text]), start=1):
                 place = f"{file.name}, row {number}"
-                if settings.text not in values:
-                    reason = f"there is no column {settings.text!r}; name the one with the texts as 'text' in settings"
-                    yield failure("missing_column", file.name, reason)
-                    return
                 about = {name: plain(values.get(column)) for name, column in fields.items() if name != "text"}
                 text = values[settings.text]
                 if text is None:
@@ -79,6 +75,8 @@ def _read_file(file: UPath, settings: ParquetSettings) -> Iterator[Row]:
                     yield {**about, **failure("malformed_row", place, reason, str(text))}
                 else:
                     yield {**about, "text": text, "place": place}
+    except MissingColumn as error:
+        yield failure("missing_column", file.name, str(error))
     except Exception as error:
         # whatever the libraries of the format and the address raise: what was read stays
         where = f"after row {number}" if number else "at its beginning"

@@ -1,7 +1,9 @@
 """Files of every usual format become documents; what cannot be used is set aside with a reason that says where."""
 
 import gzip
+import io
 import json
+import os
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +18,11 @@ from khmer_assets.sources.kinds import files
 from khmer_assets.sources.rows import SourceError
 
 ROW = {"id": "a", "title": "ចំណងជើង", "km": "ទន្លេមេគង្គហូរកាត់ក្រុង។", "en": "The river runs through the town."}
+
+
+_TWO_ROWS = io.BytesIO()
+pl.DataFrame({"body": ["x", "y"]}).write_parquet(_TWO_ROWS)
+TWO_ROWS = _TWO_ROWS.getvalue()
 
 
 def source(**settings: object) -> Source:
@@ -97,7 +104,8 @@ def test_an_id_that_is_not_given_is_the_beginning_of_the_content_hash(tmp_path):
         ("a.jsonl", b'{"text": "whole"}\n{"body": "x"}\n', "missing_text", "a.jsonl, line 2"),
         ("a.jsonl", b'{"text": "whole"}\n{"text": "\\ud800"}\n', "undecodable", "a.jsonl, line 2"),
         ("a.jsonl", b'{"text": "whole"}\n{"text": "\xff"}\n', "undecodable", "a.jsonl, line 2"),
-        ("a.jsonl", b'{"text": "whole"}\n{"text": "whole"}\n', "duplicate_id", "a.jsonl, line 2"),
+        ("a.jsonl", b'{"text": "whole"}\n{"text": "whole"}\n', "exact_duplicate", "a.jsonl, line 2"),
+        ("a.jsonl", b'{"text": "whole"}\n{"text": "x", "text": "y"}\n', "malformed_row", "a.jsonl, line 2"),
         ("a.jsonl", b'{"text": "whole"}\n' + b"[" * 100_000 + b"\n", "malformed_row", "a.jsonl, line 2"),
         ("a.csv", b"text,x\nwhole,1\nonly\n", "malformed_row", "a.csv, line 3"),
         ("a.csv", b'text,x\nwhole,1\n"never closed,2\nmore\n', "malformed_row", "a.csv, lines 3 to 4"),
@@ -115,6 +123,50 @@ def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, name, content, rul
     assert bad["rule"].to_list() == [rule]
     assert bad["reason"][0].startswith(place)
     assert found.filter(pl.col("rule").is_null())["text"].to_list() == (["whole"] if b"whole" in content else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", b'[{"text": "x"}, {"text": "y"}]', "is one JSON document, and here every line must be an object"),
+        ("a.jsonl", b'[\n {\n  "text": "x"\n }\n]\n', "is one JSON document, and here every line must be an object"),
+        ("a.jsonl", b'{\n "text": "x"\n}\n', "is one JSON document, and here every line must be an object"),
+        ("a.jsonl", '{"text": "ទឹក"}\n'.encode("utf-16"), "is in UTF-16: set encoding: utf-16"),
+        ("a.txt", "ទឹកហូរ\nភ្លៀងធ្លាក់".encode("utf-16-le"), "is in UTF-16: set encoding: utf-16"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}\n'), "is compressed with gzip: add .gz to its name"),
+        ("a.txt", b"PK\x03\x04\x14\x00", "is a zip archive or an office document"),
+        ("a.txt", "café".encode("latin-1"), "if the file is not in utf-8, set encoding in settings"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "holds half of a pair of surrogates"),
+        (
+            "a.csv",
+            b"body,n\nx,1\ny,2\n",
+            "no column 'text'; name the one with the texts as 'text' in settings: there are 'b",
+        ),
+        (
+            "a.parquet.gz",
+            gzip.compress(TWO_ROWS),
+            "no column 'text'; name the one with the texts as 'text' in settings",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_told_once_with_what_to_do(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    (reason,) = read(tmp_path, path=name)["reason"]
+    assert reason.startswith(name) and told in reason
+
+
+def test_line_ends_of_every_system_are_read(tmp_path):
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        (tmp_path / f"{number}.csv").write_bytes(end.join(("text,n", "ទឹក,1", "ដី,2")).encode())
+        (tmp_path / f"{number}.jsonl").write_bytes(end.join(('{"text": "ភ្នំ"}', '{"text": "ព្រៃ"}')).encode())
+        assert read(tmp_path, path=f"{number}.*")["text"].to_list() == ["ទឹក", "ដី", "ភ្នំ", "ព្រៃ"]
+
+
+def test_what_a_compressed_parquet_unpacks_to_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 100)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(TWO_ROWS))
+    (row,) = read(tmp_path, path="a.parquet.gz").iter_rows(named=True)
+    assert row["rule"] == "unreadable_file" and "over 100 bytes when unpacked" in row["reason"]
 
 
 def test_a_document_over_the_limit_is_set_aside_with_its_beginning(tmp_path, monkeypatch):
@@ -140,6 +192,21 @@ def test_an_empty_source_gives_no_kept_rows(tmp_path):
 def test_missing_data_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(SourceError, match=r"source 's': nothing is at .*none\*\.txt; put the files there"):
         read(tmp_path, path="none*.txt")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(
+        SourceError, match=r"folder\.jsonl is a folder; name the files in it, as .*folder\.jsonl/\*\.jsonl"
+    ):
+        read(tmp_path, path="*.jsonl")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(SourceError, match=r"pipe\.txt is no file .* but a pipe"):
+        read(tmp_path, path="pipe.txt")
+
+
+def test_a_link_to_nothing_is_set_aside_and_the_other_files_are_read(tmp_path):
+    (tmp_path / "a.txt").symlink_to("gone.txt")
+    (tmp_path / "b.txt").write_text("ទឹក")
+    rows = read(tmp_path, path="*.txt")
+    assert rows["rule"].to_list() == ["unreadable_file", None] and "No such file" in rows["reason"][0]
 
 
 def test_an_unknown_format_is_an_error(tmp_path):
