@@ -11,7 +11,7 @@ from types import ModuleType
 
 import dagster as dg
 
-from khmer_assets.commands import adapters, ask, benchmark, keys, resume, rollback, run, snapshot, stop, tune
+from khmer_assets.commands import adapters, ask, benchmark, init, keys, resume, rollback, run, snapshot, stop, tune
 from khmer_assets.commands.materialization import MaterializationError
 from khmer_assets.foundation.home import HOME_VARIABLE, home
 from khmer_assets.foundation.processes import PortInUse
@@ -20,7 +20,7 @@ from khmer_assets.server.state import ModelServerError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (run, snapshot, stop, ask, resume, rollback, adapters, benchmark, tune, keys)
+    for module in (init, run, snapshot, stop, ask, resume, rollback, adapters, benchmark, tune, keys)
 }
 
 

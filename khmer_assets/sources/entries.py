@@ -38,35 +38,36 @@ def files_of(source: Source, patterns: str | list[str], base: Path, key: str = "
     found: dict[str, UPath] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            place = UPath(pattern)
-            if place.protocol in ("", "file") and not place.is_absolute():
-                place = UPath(base / pattern)
-            if place.is_file():
-                files = matches = [place]
-            else:
-                found_names = sorted(map(str, place.fs.glob(place.path)))
-                matches = [UPath(name, protocol=place.protocol, **place.storage_options) for name in found_names]
-                files = [file for file in matches if file.is_file() or not file.exists()]  # a broken link is told
-        except Exception as error:  # each protocol's library raises its own
-            raise SourceError(
-                f"source {source.name!r}: {pattern} cannot be reached: {error or type(error).__name__}; check the "
-                f"address and the network, or fetch the files and name them in {key!r}"
-            ) from error
-        if not files:
-            raise SourceError(f"source {source.name!r}: {_nothing(place, matches, key)}")
-        found |= {str(file): file for file in files}
+            found |= {str(file): file for file in find_files(pattern, base)}
+        except SourceError as error:
+            correct = f"or correct {key!r} in its entry of the catalogue"
+            raise SourceError(f"source {source.name!r}: {error}, {correct}") from error
     return list(found.values())
 
 
-def _nothing(place: UPath, matches: list[UPath], key: str) -> str:
-    """Why no file is at a place."""
-    correct = f"correct {key!r} in its entry of the catalogue"
-    if not matches:
-        return f"nothing is at {place}; put the files there, or {correct}"
-    if any(match.is_dir() for match in matches):
-        example = f"{matches[0]}/*" + (matches[0].suffix or ".jsonl")
-        return f"{matches[0]} is a folder; name the files in it, as {example}, or {correct}"
-    return f"{matches[0]} is no file to be read again and again, but a pipe or a device; {correct}"
+def find_files(pattern: str, base: Path) -> list[UPath]:
+    """The files of one path, glob or address, in the order of their names, at least one. Raises `SourceError`."""
+    try:
+        place = UPath(pattern)
+        if place.protocol in ("", "file") and not place.is_absolute():
+            place = UPath(base / pattern)
+        if place.is_file():
+            return [place]
+        names = sorted(map(str, place.fs.glob(place.path)))
+        found = [UPath(name, protocol=place.protocol, **place.storage_options) for name in names]
+        files = [file for file in found if file.is_file() or not file.exists()]  # a broken link is told when it is read
+        folders = [file for file in found if file.is_dir()]
+    except Exception as error:  # each protocol's library raises its own
+        what = f"{pattern} cannot be reached: {error or type(error).__name__}"
+        raise SourceError(f"{what}; check the address and the network, fetch the files") from error
+    if files:
+        return files
+    if folders:
+        example = f"{folders[0]}/*{folders[0].suffix or '.jsonl'}"
+        raise SourceError(f"{folders[0]} is a folder; name the files in it, as {example}")
+    if found:
+        raise SourceError(f"{found[0]} is a pipe or a device; name a file, which can be read again")
+    raise SourceError(f"nothing is at {place}; put the files there")
 
 
 def files_to_collect(

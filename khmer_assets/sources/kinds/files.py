@@ -20,6 +20,7 @@ import io
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -46,7 +47,8 @@ from khmer_assets.sources.rows import (
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_UNPACKED_BYTES = 2_000_000_000  # of a compressed Parquet file, which is unpacked to the temporary folder
-FORMATS = (".txt", ".md", ".html", ".htm", ".jsonl", ".csv", ".tsv", ".parquet")
+TEXTS, PAGES, TABLES = (".txt", ".md"), (".html", ".htm"), (".jsonl", ".csv", ".tsv", ".parquet")
+FORMATS = (*TEXTS, *PAGES, *TABLES)
 # what a file that ends as a text is, where it begins with these bytes
 NO_TEXT = {
     b"\x1f\x8b": "compressed with gzip: add .gz to its name",
@@ -107,12 +109,11 @@ def fingerprint(source: Source, base: Path) -> str:
 
 def _find(source: Source, settings: FilesSettings, base: Path) -> list[UPath]:
     files = files_of(source, settings.path, base)
-    for file in files:
-        if _format(file) not in FORMATS:
-            raise SourceError(
-                f"source {source.name!r}: {file} has no known format; expected a name that ends in "
-                f"{', '.join(FORMATS)}, and .gz or .zst after it where it is compressed"
-            )
+    try:
+        for file in files:
+            format_of(file)
+    except SourceError as error:
+        raise SourceError(f"source {source.name!r}: {error}") from None
     return files
 
 
@@ -120,11 +121,17 @@ def _as_list(names: str | list[str]) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _format(file: UPath) -> str:
+def format_of(file: UPath) -> str:
+    """The one of `FORMATS` that the file's name says. Raises `SourceError` where it says none."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    if not suffixes or suffixes[-1] not in FORMATS:
+        raise SourceError(
+            f"{file} has no known format; expected a name that ends in {', '.join(FORMATS)}, and .gz or .zst after it "
+            "where it is compressed"
+        )
+    return suffixes[-1]
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def _read_stream(
     stream: IO[bytes], file: UPath, settings: FilesSettings, wanted: set[str] | None, texts: list[str]
 ) -> Iterator[Row | Record]:
     """`wanted`: the columns of Parquet to read, None for all. `texts`: of these a table must have one column."""
-    match _format(file):
+    match format_of(file):
         case ".parquet":
             yield from _read_parquet(stream, file.name, wanted, texts)
         case ".jsonl":
@@ -287,8 +294,7 @@ def _read_json_lines(stream: io.TextIOWrapper, name: str) -> Iterator[Row | Reco
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r} is given twice")
     return values
 

@@ -198,7 +198,7 @@ def test_missing_data_is_an_error_that_says_what_to_do(tmp_path):
     ):
         read(tmp_path, path="*.jsonl")
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(SourceError, match=r"pipe\.txt is no file .* but a pipe"):
+    with pytest.raises(SourceError, match=r"pipe\.txt is a pipe or a device; name a file"):
         read(tmp_path, path="pipe.txt")
 
 
