@@ -18,7 +18,8 @@ from khmer_assets.corpus.filters import Filters
 from khmer_assets.corpus.mixture import Mixture
 from khmer_assets.evaluation.evaluate import Evaluation
 from khmer_assets.finetuning.sft import Finetuning
-from khmer_assets.foundation.settings import Name, RecipeError, Settings, read_yaml, validated
+from khmer_assets.foundation.settings import Name, RecipeError, Settings, validated
+from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.embedded_chats import Instructions
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.load.serving_benchmark import ServingBenchmark
@@ -90,7 +91,10 @@ class Recipe(Settings):
         if not file.exists():
             raise RecipeError(f"{file}: no such file; name an existing one (the recipe is set by {RECIPE_VARIABLE})")
         recipe = validated(cls, read_yaml(file), file)
-        return recipe.model_copy(update={"catalogue": (file.parent / recipe.catalogue).resolve()})
+        catalogue = (file.parent / recipe.catalogue).resolve()
+        if not catalogue.is_file():
+            raise RecipeError(f"{file}: catalogue: {catalogue} is no file; put the catalogue there, or name another")
+        return recipe.model_copy(update={"catalogue": catalogue})
 
     @classmethod
     def current(cls) -> "Recipe":

@@ -83,6 +83,11 @@ def test_a_mistake_in_a_recipe_is_told(recipe_file, changes, told):
         ([{"name": "A b", "kind": "files", "license": "CC0", "settings": {}}], "sources.0.name"),
         ([{"name": "a", "kind": "files", "license": "CC0", "settings": {}}] * 2, "two sources are named 'a'"),
         ("nothing", "expected a list of sources"),
+        (["news/*.txt"], r"sources\.yaml: sources\.0: expected keys and values \(given: 'news/\*\.txt'\)"),
+        (
+            [{"name": "a", "kind": "files", "license": "CC0", "settings": "*.txt"}],
+            "sources.0.settings: expected keys",
+        ),
     ],
 )
 def test_a_mistake_in_a_catalogue_is_told(recipe_file, catalogue, told):
@@ -90,7 +95,11 @@ def test_a_mistake_in_a_catalogue_is_told(recipe_file, catalogue, told):
         _ = Recipe.load(recipe_file(catalogue=catalogue)).sources
 
 
-def test_a_missing_or_broken_file_is_told(tmp_path):
+def test_a_missing_or_broken_file_is_told(tmp_path, recipe_file):
+    recipe = recipe_file()
+    (tmp_path / "sources.yaml").unlink()
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: catalogue: .*sources\.yaml is no file; put the"):
+        Recipe.load(recipe)
     with pytest.raises(RecipeError, match="no such file"):
         Recipe.load(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")

@@ -1,4 +1,4 @@
-"""What all settings share: that they are strict, how they are read from YAML, and how a mistake in them is told.
+"""What all settings share: that they are strict, and how a mistake in them is told.
 
 What does not belong here: any one setting. It stands, with its default and its limits, in the module that obeys it.
 """
@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import to_jsonable_python
 
@@ -44,17 +43,14 @@ FileBeside = Annotated[Path, AfterValidator(_beside_the_file)]
 """A path that is relative to the file in which it is written."""
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises `RecipeError` when there are none."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{file}: no such file; name an existing one") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{file}: cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{file}: expected keys and values, found {type(values).__name__}")
-    return values
+def mistakes(error: ValidationError, prefix: str, whole: str) -> list[str]:
+    """A line a mistake: its key after `prefix` (`whole` where it has none), what is wrong, what was given."""
+    lines = []
+    for one in error.errors():
+        key = (prefix + ".".join(map(str, one["loc"]))).strip(".") or whole
+        told = "expected keys and values" if one["type"] in ("model_type", "dict_type") else one["msg"]
+        lines.append(f"{key}: {told} (given: {one['input']!r:.80})")
+    return lines
 
 
 def validated(model: type[S], values: Any, file: Path, prefix: str = "") -> S:
@@ -62,10 +58,7 @@ def validated(model: type[S], values: Any, file: Path, prefix: str = "") -> S:
     try:
         return model.model_validate(values, context={"folder": file.parent})
     except ValidationError as error:
-        lines = [
-            f"{file}: {prefix}{'.'.join(map(str, e['loc'] or ['recipe']))}: {e['msg']} (given: {e['input']!r:.80})"
-            for e in error.errors()
-        ]
+        lines = [f"{file}: {mistake}" for mistake in mistakes(error, prefix, "recipe")]
         raise RecipeError("\n".join(lines)) from None
 
 

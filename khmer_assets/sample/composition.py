@@ -13,8 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
+from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.khmer.dates import MONTHS, WEEKDAYS
 from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.khmer.script import Language
@@ -55,8 +54,7 @@ class Fact:
 @cache
 def knowledge() -> dict[str, Any]:
     """The content of `knowledge.yaml`."""
-    values: dict[str, Any] = yaml.load(_KNOWLEDGE.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    return values
+    return read_yaml(_KNOWLEDGE)
 
 
 def fingerprint() -> str:

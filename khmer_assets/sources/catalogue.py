@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from khmer_assets.foundation.settings import Name, RecipeError, Settings, read_yaml, validated
+from khmer_assets.foundation.settings import Name, RecipeError, Settings, validated
+from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.khmer.script import Language
 
 KINDS = tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "kinds")])))

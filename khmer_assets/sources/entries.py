@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 from upath import UPath
 
-from khmer_assets.foundation.settings import RecipeError, Settings, digest_of
+from khmer_assets.foundation.settings import RecipeError, Settings, digest_of, mistakes
 from khmer_assets.sources.catalogue import Source
 from khmer_assets.sources.collection import Collection
 from khmer_assets.sources.rows import SourceError, failure
@@ -21,11 +21,7 @@ def settings_of(source: Source, model: type[S]) -> S:
     try:
         return model.model_validate(source.settings)
     except ValidationError as error:
-        lines = [
-            f"source {source.name!r}: {'.'.join(['settings', *map(str, e['loc'])])}: {e['msg']} "
-            f"(given: {e['input']!r:.80})"
-            for e in error.errors()
-        ]
+        lines = [f"source {source.name!r}: {mistake}" for mistake in mistakes(error, "settings.", "settings")]
         raise RecipeError("\n".join(lines)) from None
 
 
