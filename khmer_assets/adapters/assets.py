@@ -1,6 +1,5 @@
 """The assets of adapters, a partition each: chats, training, evaluation, release and deployment."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from upath import UPath
 
 from khmer_assets.adapters import evaluate
 from khmer_assets.adapters import release as release_payload
@@ -23,6 +23,7 @@ from khmer_assets.instructions.chats import SAMPLE_CHATS, readable, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.release.deployment import load_adapter, registered_answer, served_endpoint
+from khmer_assets.sources.file_versions import version_of
 from khmer_assets.training.models import Precision
 from resources.blocking_checks import require_checks
 from resources.compute import Compute
@@ -60,8 +61,7 @@ def adapter_assets(
         versions = {}
         for adapter in adapters:
             try:
-                with adapter.chats.open("rb") as file:
-                    versions[adapter.name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+                versions[adapter.name] = version_of(UPath(adapter.chats))[:16]
             except OSError:
                 versions[adapter.name] = "missing"
         return dg.DataVersionsByPartition(versions)

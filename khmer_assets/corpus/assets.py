@@ -77,8 +77,9 @@ def corpus_assets(
         for name, source in sources.items():
             try:
                 versions[name] = reading.fingerprint(source, base)
-            except (SourceError, RecipeError) as error:
-                context.log.warning(f"{error}")
+            except Exception as error:  # whatever one source's library raises, the others are looked at
+                known = isinstance(error, SourceError | RecipeError)
+                context.log.warning(f"{error}" if known else f"source {name!r}: cannot be looked at: {error!r:.300}")
                 versions[name] = "missing"
         return dg.DataVersionsByPartition(versions)
 
@@ -124,7 +125,7 @@ def corpus_assets(
         """The data of the recipe's evaluation sets; the version is a digest of it."""
         try:
             found = [reading.fingerprint(source, base) for source in evaluation_sources(decontamination)]
-        except (SourceError, RecipeError) as error:
+        except Exception as error:  # filtered_corpus fails with the reason
             context.log.warning(f"{error}")
             return dg.DataVersion("missing")
         return dg.DataVersion(digest_of(found))

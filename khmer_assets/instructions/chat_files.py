@@ -30,6 +30,8 @@ def read_chats(file: Path, source: str, normalization: Normalization) -> pl.Lazy
     A line is {"messages": [{"role": "system" | "user" | "assistant", "content": text}, ...]}; other keys are ignored.
     Raises `OSError` when the file cannot be read.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise OSError(f"{file} is a folder, a pipe or a device, expected a file")
     return pl.LazyFrame(list(_rows(file, source, normalization)), schema={**NEW_CHAT, UNREADABLE: pl.String()})
 
 

@@ -1,9 +1,8 @@
 """What an entry of the catalogue says: its settings, checked, and the files that it names with their versions."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from pydantic import ValidationError
 from upath import UPath
@@ -11,6 +10,7 @@ from upath import UPath
 from khmer_assets.foundation.settings import RecipeError, Settings, digest_of, mistakes
 from khmer_assets.sources.catalogue import Source
 from khmer_assets.sources.collection import Collection
+from khmer_assets.sources.file_versions import version_of, versions_of
 from khmer_assets.sources.rows import SourceError, failure
 
 S = TypeVar("S", bound=Settings)
@@ -86,14 +86,7 @@ def files_to_collect(
         yield from files.items()
 
 
-def version_of(file: UPath) -> str:
-    """A digest that changes when the file does: of its content where it is local, else of what its host says of it."""
-    if file.protocol in ("", "file"):
-        with file.open("rb") as stream:
-            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
-    return digest_of({name: str(value) for name, value in file.fs.info(file.path).items()})
-
-
-def fingerprint_of(source: Source, files: Iterable[UPath]) -> str:
+def fingerprint_of(source: Source, files: list[UPath]) -> str:
     """A digest of the entry and of its files."""
-    return digest_of({"entry": source.model_dump(mode="json"), "files": [[f.name, version_of(f)] for f in files]})
+    versions = [[file.name, version] for file, version in zip(files, versions_of(files), strict=True)]
+    return digest_of({"entry": source.model_dump(mode="json"), "files": versions})

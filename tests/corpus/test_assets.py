@@ -237,3 +237,29 @@ def test_two_ray_nodes_make_the_same_artifacts(graph, results, small, tmp_path, 
         cluster.shutdown()
     artifacts = [(asset, source) for source in ("pages", "lines") for asset in CORPUS] + [("dedup_index", None)]
     assert {a: far.store.current(*a).name for a in artifacts} == {a: graph.store.current(*a).name for a in artifacts}
+
+
+def test_a_source_that_cannot_be_read_hides_no_change_of_another(recipe, tmp_path):
+    (tmp_path / "good.txt").write_text("ទឹក")
+    (tmp_path / "bad.txt").symlink_to("/proc/self/mem")  # opens, and gives an error when it is read
+    entries = [
+        {"name": name, "kind": "files", "license": "CC0-1.0", "settings": {"path": f"{name}.txt"}}
+        for name in ("bad", "good")
+    ]
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"sources": entries}))
+    graph = Graph(recipe.model_copy(update={"catalogue": tmp_path / "sources.yaml"}), tmp_path)
+
+    def versions() -> dict[str, str]:
+        result = graph.run("source_files")
+        assert result.success
+        seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
+        return {one.partition: one.tags["dagster/data_version"] for one in seen}
+
+    before = versions()
+    (tmp_path / "good.txt").write_text("ទឹក\nទឹកភ្លៀង")
+    after = versions()
+    assert before["good"] != after["good"]
+    assert before["bad"] == after["bad"]
+    assert graph.run("raw_corpus", "bad").success
+    (row,) = graph.removed("raw_corpus", "bad").iter_rows(named=True)
+    assert row["reason"].startswith("bad.txt: cannot be read at its beginning: [Errno 5]")

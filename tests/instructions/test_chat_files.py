@@ -1,6 +1,7 @@
 """A user's chats are read line by line: what is a chat is normalized, what is none is set aside with its reason."""
 
 import json
+import os
 
 import polars as pl
 import pytest
@@ -63,6 +64,13 @@ def test_a_line_without_end_is_set_aside_and_the_next_is_read(read, monkeypatch)
     chats = read(b"x" * 1000 + b"\n" + line("A", "b").encode() + b"\n" + b"y" * 300)
     reasons = chats.sort("id")["reason"].to_list()
     assert reasons == ["line 1: the line has more than 200 bytes", None, "line 3: the line has more than 200 bytes"]
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="is a folder, a pipe or a device, expected a file"):
+            read_chats(other, "numbers", NORMALIZATION)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
