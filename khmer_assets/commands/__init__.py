@@ -13,10 +13,11 @@ import dagster as dg
 
 from khmer_assets.commands import adapters, ask, benchmark, init, keys, resume, rollback, run, snapshot, stop, tune
 from khmer_assets.commands.materialization import MaterializationError
-from khmer_assets.foundation.home import HOME_VARIABLE, home
+from khmer_assets.foundation.home import HOME_VARIABLE, disk_fault, home
 from khmer_assets.foundation.processes import PortInUse
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.server.state import ModelServerError
+from khmer_assets.sources.rows import SourceError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
@@ -36,8 +37,13 @@ def main() -> int:
     os.environ[HOME_VARIABLE] = str(home())  # one place for the processes that are started from here
     try:
         return int(COMMANDS[arguments.command].main(arguments))
-    except (RecipeError, PortInUse, ModelServerError, MaterializationError) as error:
+    except (RecipeError, SourceError, PortInUse, ModelServerError, MaterializationError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(fault, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the next run goes on from here", file=sys.stderr)

@@ -29,3 +29,24 @@ def test_a_mistake_is_told_without_a_traceback(tmp_path):
     assert told.returncode == 2
     assert told.stderr.strip().startswith(str(tmp_path / "none.yaml"))
     assert "Traceback" not in told.stderr
+
+
+def test_a_state_folder_that_cannot_be_one_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    for command in ("run", "stop", "benchmark"):
+        told = khmer(command, program=MODULE, KHMER_HOME=str(tmp_path / "file"))
+        assert told.returncode == 2
+        (line,) = told.stderr.splitlines()
+        assert line.startswith(str(tmp_path / "file")) and "Not a directory; make room, or name another" in line
+
+
+@pytest.mark.parametrize("words", ["keys create sokha", "benchmark"])
+def test_a_full_disk_is_told_in_a_line(tmp_path, words):
+    small = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    fill = f"mount -t tmpfs -o size=64k tmpfs {tmp_path} && cat /dev/zero > {tmp_path}/zeros 2>/dev/null"
+    if subprocess.run([*small, f"{fill}; test -f {tmp_path}/zeros"], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    told = khmer(f"{fill}; {sys.executable} -m khmer_assets {words}", program=small, KHMER_HOME=str(tmp_path))
+    assert told.returncode == 2
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(str(tmp_path)) and "make room, or name another state folder with KHMER_HOME" in line
