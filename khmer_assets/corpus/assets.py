@@ -27,7 +27,7 @@ from khmer_assets.corpus.deduplication import (
     sign_batch,
 )
 from khmer_assets.corpus.filters import Filters, filter_batch
-from khmer_assets.corpus.mixture import Mixture, mix
+from khmer_assets.corpus.mixture import Mixture, mix, too_few
 from khmer_assets.corpus.near_copies import near_copies
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.personal_data import masks
@@ -192,6 +192,8 @@ def corpus_assets(
         takes a new snapshot (materializes this), or changes its settings or the list of sources."""
         by_name = {name: deduplicated_corpus[name] for name in sources if name in deduplicated_corpus}
         with _computed(mix(by_name, mixture, seed)) as rows:
+            if reason := too_few(rows, by_name, mixture):
+                raise dg.Failure(reason, allow_retries=False)
             documents = pl.concat(frame.select("language") for frame in by_name.values())
             left_out = documents.filter(~pl.col("language").is_in(list(mixture.weights)))
             yield dg.Output(

@@ -71,6 +71,23 @@ def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int) -> pl.
     )
 
 
+def too_few(mixed: pl.LazyFrame, documents: dict[str, pl.LazyFrame], settings: Mixture) -> str | None:
+    """Why nothing can be trained, or nothing held out, with what `mix` made of the documents; None where both can."""
+    if set(mixed.select(pl.col("split").unique()).collect()["split"]) == {"train", "validation"}:
+        return None
+    if left := mixed.select(pl.len()).collect().item():
+        return (
+            f"{left} documents are too few to train on some and hold {settings.validation_ratio:.0%} out: add text, "
+            "let a source part its texts into more documents (`split`), or raise mixture.validation_ratio"
+        )
+    if other := sum(frame.select(pl.len()).collect().item() for frame in documents.values()):
+        return f"all {other} documents are in languages without a weight: add theirs to mixture.weights in the recipe"
+    return (
+        "no document is left of any source: see which rules set them aside (removed.parquet of raw_corpus and "
+        "filtered_corpus, or their pages), and correct the sources or the recipe's filters"
+    )
+
+
 def repeats_by_language(characters: dict[str, int], settings: Mixture) -> dict[str, float]:
     """How often each language's training characters are used, 1 to `MAX_COPIES`, to come near the weights.
 

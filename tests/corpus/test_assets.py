@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 import yaml
 
+from khmer_assets.corpus.mixture import Mixture
 from khmer_assets.definitions import assets_by_stage
-from khmer_assets.recipe import Recipe
+from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import KHMER_PATTERN, train_bpe
 from resources import batches
 from resources.batches import Batches
@@ -65,6 +66,14 @@ class Graph:
 
     def removed(self, asset: str, partition: str | None = None) -> pl.DataFrame:
         return pl.read_parquet(self.store.current(asset, partition) / "removed.parquet")
+
+
+def recipe_of(folder: Path, sources: dict[str, dict[str, str]]) -> Recipe:
+    """The sample's recipe with these sources of kind `files`, for Khmer alone."""
+    entries = [{"name": name, "kind": "files", "license": "CC0-1.0", "settings": s} for name, s in sources.items()]
+    (folder / "sources.yaml").write_text(yaml.safe_dump({"sources": entries}))
+    mixture = Mixture(weights={"khm": 1.0})
+    return Recipe.load(SAMPLE_RECIPE).model_copy(update={"catalogue": folder / "sources.yaml", "mixture": mixture})
 
 
 @pytest.fixture(scope="module")
@@ -239,15 +248,28 @@ def test_two_ray_nodes_make_the_same_artifacts(graph, results, small, tmp_path, 
     assert {a: far.store.current(*a).name for a in artifacts} == {a: graph.store.current(*a).name for a in artifacts}
 
 
-def test_a_source_that_cannot_be_read_hides_no_change_of_another(recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["ទឹក", "ដី"], "no document is left of any source: see which rules set them aside"),
+        (["The children went to the river."], "all 1 documents are in languages without a weight: add theirs to"),
+        (["ក្មេងៗទៅលេងនៅមាត់ទន្លេ ហើយចាប់បានត្រី។"], "1 documents are too few to train on some and hold 4% out: add"),
+    ],
+)
+def test_a_corpus_of_which_too_little_is_left_says_why(tmp_path, lines, told):
+    (tmp_path / "few.txt").write_text("\n".join(lines))
+    graph = Graph(recipe_of(tmp_path, {"few": {"path": "few.txt", "split": "line"}}), tmp_path)
+    assert all(graph.run(asset, "few").success for asset in CORPUS)
+    assert graph.run("dedup_index").success
+    assert graph.run("deduplicated_corpus", "few").success
+    (failed,) = [event for event in graph.run("training_mixture").all_events if event.is_step_failure]
+    assert failed.step_failure_data.user_failure_data.description.startswith(told)
+
+
+def test_a_source_that_cannot_be_read_hides_no_change_of_another(tmp_path):
     (tmp_path / "good.txt").write_text("ទឹក")
     (tmp_path / "bad.txt").symlink_to("/proc/self/mem")  # opens, and gives an error when it is read
-    entries = [
-        {"name": name, "kind": "files", "license": "CC0-1.0", "settings": {"path": f"{name}.txt"}}
-        for name in ("bad", "good")
-    ]
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump({"sources": entries}))
-    graph = Graph(recipe.model_copy(update={"catalogue": tmp_path / "sources.yaml"}), tmp_path)
+    graph = Graph(recipe_of(tmp_path, {name: {"path": f"{name}.txt"} for name in ("bad", "good")}), tmp_path)
 
     def versions() -> dict[str, str]:
         result = graph.run("source_files")
