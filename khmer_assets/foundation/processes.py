@@ -6,10 +6,16 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from khmer_assets.foundation import launcher
+from khmer_assets.foundation.launcher import identity_of
 
 PORTS_TRIED = 200
 
@@ -27,28 +33,46 @@ class BackgroundProcess:
         self._identity = folder / f"{name}.json"
 
     def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-        """Start `command` in a session of its own, unless it runs already. `env` adds to the environment."""
+        """Start `command` in a session of its own, unless it runs already. `env` adds to the environment.
+
+        What a killed one has left behind is ended before. Raises `OSError` when it cannot be started.
+        """
         if self.is_running():
             return
+        self.stop()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **(env or {})},
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        identity = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
-        aside = self._identity.with_suffix(".aside")
-        aside.write_text(json.dumps(identity))
-        os.replace(aside, self._identity)
+        reading, writing = os.pipe()
+        launching = [sys.executable, "-I", "-S", launcher.__file__, str(self._identity.absolute()), str(writing)]
+        with open(reading, "rb") as problem:
+            try:
+                with self.log.open("ab") as log:
+                    process = subprocess.Popen(
+                        [*launching, *command],
+                        env={**os.environ, **(env or {})},
+                        cwd=cwd,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=[writing],
+                    )
+            finally:
+                os.close(writing)
+            if told := problem.read():
+                process.wait()
+                self._identity.unlink(missing_ok=True)
+                raise OSError(told.decode())
 
     def is_running(self) -> bool:
         """Whether the process that was started is still there (a reused process id is not mistaken for it)."""
         return self._process() is not None
+
+    def age(self) -> float:
+        """Seconds since it was started; 0 when it does not run."""
+        identity = self._read_identity()
+        if identity is None or not self.is_running():
+            return 0.0
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - float(identity["start_ticks"]) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, seconds: float = 20) -> bool:
         """End the process and all of its session; True if there was one. What does not end in time is killed.
@@ -56,7 +80,7 @@ class BackgroundProcess:
         What it started is ended also when the process itself was killed and left it behind.
         """
         identity = self._read_identity()
-        family = _session(*identity) if identity else []
+        family = _session(identity) if identity else []
         for member in family:
             _signal(member, signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=seconds)
@@ -72,19 +96,18 @@ class BackgroundProcess:
 
     def _process(self) -> psutil.Process | None:
         identity = self._read_identity()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if identity is not None:
-                process = psutil.Process(identity[0])
-                if process.create_time() == identity[1] and process.status() != psutil.STATUS_ZOMBIE:
-                    return process
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            if identity is not None and identity_of(identity["pid"]) == identity:
+                process = psutil.Process(identity["pid"])
+                return process if process.status() != psutil.STATUS_ZOMBIE else None
         return None
 
-    def _read_identity(self) -> tuple[int, float] | None:
+    def _read_identity(self) -> dict[str, Any] | None:
         try:
             identity = json.loads(self._identity.read_text())
-            return int(identity["pid"]), float(identity["started"])
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # none, or one that a loss of power has emptied
             return None
+        return identity if isinstance(identity, dict) and identity.keys() == {"pid", "start_ticks", "boot"} else None
 
 
 def stop_all(folder: Path, pattern: str, keep: tuple[str, ...] = ()) -> bool:
@@ -93,15 +116,18 @@ def stop_all(folder: Path, pattern: str, keep: tuple[str, ...] = ()) -> bool:
     return any([BackgroundProcess(folder, name).stop() for name in names])
 
 
-def _session(leader: int, started: float) -> list[psutil.Process]:
-    """The living processes of the session that `leader` opened at `started` (seconds since the epoch)."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if psutil.Process(leader).create_time() != started:
+def _session(leader: dict[str, Any]) -> list[psutil.Process]:
+    """The living processes of the session that the process of this identity has opened."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if identity_of(leader["pid"]) != leader:
             return []  # the number is another program's now, which it is only when nobody of that session is left
     members = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) != leader or process.create_time() < started:
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) != leader["pid"]:
+                continue
+            identity = identity_of(process.pid)
+            if identity["boot"] != leader["boot"] or int(identity["start_ticks"]) < leader["start_ticks"]:
                 continue
             if process.status() != psutil.STATUS_ZOMBIE:  # one may stay as long as the parent does not look
                 members.append(process)

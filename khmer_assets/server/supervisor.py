@@ -101,7 +101,6 @@ class Supervisor:
                 backoff = self.backoff.setdefault(port, Backoff(settled=120))
                 if engine.process.is_running() or time.monotonic() < backoff.next_start:
                     continue
-                engine.process.stop()  # what a killed engine has left behind
                 try:
                     engine.start(state.release, state.adapters_of(state.release))
                 except ModelServerError as error:

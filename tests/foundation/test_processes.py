@@ -1,7 +1,10 @@
 """Background processes: found again by other commands, stopped with all that they started."""
 
 import json
+import random
+import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -47,12 +50,70 @@ def test_what_a_killed_process_left_behind_is_ended_too(tmp_path):
 def test_another_program_that_got_the_number_of_a_dead_one_is_left_alone(tmp_path):
     background, process, child = started(tmp_path)
     identity = tmp_path / "sleeper.json"
-    true = identity.read_text()
-    identity.write_text(json.dumps({"pid": process.pid, "started": process.create_time() - 60}))
-    assert not background.stop()
-    assert process.is_running() and child.is_running()
-    identity.write_text(true)
+    true = json.loads(identity.read_text())
+    for another in ({"start_ticks": true["start_ticks"] - 6000}, {"boot": "before the restart of the machine"}):
+        identity.write_text(json.dumps({**true, **another}))
+        assert not background.is_running()
+        assert not background.stop()
+        assert process.is_running() and child.is_running()
+    identity.write_text(json.dumps(true))
     assert background.stop()
+
+
+def test_a_clock_that_jumps_makes_no_process_look_dead(tmp_path, monkeypatch):
+    background, process, child = started(tmp_path)
+    at, before = psutil._pslinux.boot_time(), process.create_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: at + 3600)  # as the kernel tells when it was set
+    assert psutil.Process(process.pid).create_time() == before + 3600
+    assert background.is_running()
+    assert background.age() < 600
+    assert background.stop()
+    assert not child.is_running()
+
+
+def test_what_is_started_by_one_who_ignores_signals_ends_when_it_is_told_to(tmp_path):
+    script = "import pathlib, sys; from tests.foundation.test_processes import started; started(pathlib.Path(sys.argv[1]))"
+    ignoring = ["bash", "-c", 'trap "" INT TERM; exec "$@"', "bash"]
+    subprocess.run([*ignoring, sys.executable, "-c", script, str(tmp_path)], check=True)
+    background = BackgroundProcess(tmp_path, "sleeper")
+    process = background._process()
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    psutil.wait_procs([process], timeout=10)
+    assert not background.is_running()
+    background.stop()
+
+
+def test_a_starter_that_is_killed_leaves_nothing_running_that_nobody_knows(tmp_path):
+    background = BackgroundProcess(tmp_path, "sleeper")
+    script = f"""
+from khmer_assets.foundation.processes import BackgroundProcess
+background = BackgroundProcess(Path({str(tmp_path)!r}), "sleeper")
+print("now", flush=True)
+background.start(["sleep", "0061.5"])
+"""
+    for _ in range(12):
+        starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert starter.stdout is not None
+        starter.stdout.readline()
+        time.sleep(random.uniform(0, 0.03))
+        starter.kill()
+        starter.wait()
+        while any("0061.5" in words and words[0] != "sleep" for words in _commands()):
+            time.sleep(0.02)  # what it has begun is about to run
+        background.stop()
+        assert not [words for words in _commands() if "0061.5" in words]
+
+
+def _commands() -> list[list[str]]:
+    return [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+
+
+def test_a_command_that_is_not_there_is_told(tmp_path):
+    background = BackgroundProcess(tmp_path, "nothing")
+    with pytest.raises(OSError, match=r"/nowhere/program: .*No such file"):
+        background.start(["/nowhere/program"])
+    assert not background.is_running()
 
 
 def test_starting_twice_starts_once(tmp_path):
