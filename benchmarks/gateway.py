@@ -116,7 +116,7 @@ async def load_with(
 
 def gateway_process(server: ModelServer) -> psutil.Process:
     """The gateway, as the supervisor has started it last."""
-    supervisor = server._process._process()
+    supervisor = server._gateway(server.gateway).process._process()
     assert supervisor is not None, "the supervisor runs"
     return supervisor.children()[0]
 

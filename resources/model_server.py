@@ -4,10 +4,8 @@ What belongs here: the order of a deployment and of a rollback. What does not: t
 which model deserves to be served (`khmer_assets/release/`).
 """
 
-import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +17,9 @@ import dagster as dg
 import httpx
 from pydantic import Field
 
-from khmer_assets.foundation.home import PROJECT
-from khmer_assets.foundation.processes import BackgroundProcess, PortInUse, free_ports, require_free_port, stop_all
-from khmer_assets.server import supervisor
-from khmer_assets.server.engines import Engine, require_engine
+from khmer_assets.foundation.processes import PortInUse, free_ports, stop_all
+from khmer_assets.server.engines import Engine, known_engines, require_engine
+from khmer_assets.server.gateway_process import GatewayProcess
 from khmer_assets.server.kept_models import forget_models, keep_model, kept_model
 from khmer_assets.server.keys import secret
 from khmer_assets.server.state import (
@@ -32,12 +29,12 @@ from khmer_assets.server.state import (
     ModelVersion,
     Say,
     ServerState,
+    deployment_lock,
     state_lock,
 )
 
 __all__ = ["MODEL_NAME", "ModelServer", "ModelServerError", "ServerStatus"]
 
-GATEWAY_SECONDS = 60
 PASSING_SECONDS = 1.0  # in which a request that the gateway has just passed on reaches its engine
 
 
@@ -50,7 +47,7 @@ class ServerStatus:
 
 
 class ModelServer(dg.ConfigurableResource[Any]):
-    """Engines behind the gateway on 127.0.0.1:`port`. Its state lies in `<home>/server`, for every process to find.
+    """Engines behind the gateway on `host`:`port`. Its state lies in `<home>/server`, for every process to find.
 
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
@@ -59,6 +56,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     home: str
     port: int
+    host: str = "127.0.0.1"
     replicas: int = 1
     replace: str = "beside"
     drain_seconds: float = 300
@@ -68,7 +66,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     @property
     def address(self) -> str:
         """Where the gateway listens: its chat page, /health and /metrics."""
-        return f"{'https' if self.gateway.get('tls_certificate') else 'http'}://127.0.0.1:{self.port}"
+        return self._gateway(self.gateway).address
 
     @property
     def base_url(self) -> str:
@@ -78,7 +76,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     @property
     def key_file(self) -> Path:
         """The file that holds the API key of this machine's owner, whom no limits bind."""
-        return self._folder / "api_key"
+        return self._gateway(self.gateway).key_file
 
     def api_key(self) -> str:
         """The owner's API key; made at the first call."""
@@ -86,10 +84,11 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     def status(self) -> ServerStatus:
         """Whether the server runs and what it serves."""
-        if not self._process.is_running():
+        gateway = self._gateway(self.gateway)
+        if not gateway.process.is_running():
             return ServerStatus(False, ())
         with suppress(httpx.HTTPError):
-            response = self._http().get("/v1/models")
+            response = gateway.http().get("/v1/models")
             if response.status_code == 200:
                 return ServerStatus(True, tuple(model["id"] for model in response.json()["data"]))
         return ServerStatus(True, ())
@@ -173,7 +172,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             others = (a for a in state.adapters if a not in former and a != adapter)
             retired = tuple(d for d in state.retired if d != digest)
             state.model_copy(update={"adapters": (*others, adapter), "retired": retired}).write(self._folder)
-            self._wait_for_gateway(state.release)
+            self._gateway(state.gateway).wait_until_serving(state.release)
             seconds = time.monotonic() - started
             say(f"{adapter.names[1]} is served, after {seconds:.2f} s")
             self._unload(former)
@@ -204,21 +203,27 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def resume(self, say: Say = print) -> None:
         """Serve again what was served last, after a stop or a restart of the machine."""
         with self._locked(say):
-            self._resume(self._state, say)
+            self._resume(self._with_settings(self._state), say)
 
     def keep_serving(self) -> bool:
-        """Start what should run and does not; True if something was started. Does not wait until it answers."""
-        state = self._state
-        if state.release is None or state.stopped or self._process.is_running():
-            return False
-        self._start_gateway()
-        return True
+        """Start what should run and does not; True if something was started. Does not wait until it answers.
+
+        A deployment that runs is left alone.
+        """
+        with deployment_lock(self._folder) as held:
+            state = self._state
+            gateway = self._gateway(state.gateway)
+            if not held or state.release is None or state.stopped or gateway.process.is_running():
+                return False
+            gateway.start()
+            return True
 
     def stop(self) -> bool:
         """End the gateway and the engines; True if one ran."""
-        with self._locked(print):
-            if self._state.release is not None:
-                self._state.model_copy(update={"stopped": True}).write(self._folder)
+        with deployment_lock(self._folder, print):
+            with suppress(ModelServerError):  # a state that cannot be read must not keep engines running
+                if self._state.release is not None:
+                    self._state.model_copy(update={"stopped": True}).write(self._folder)
             gateway, engines = stop_all(self._folder, "gateway*"), stop_all(self._folder, "engine-*")
             stop_all(self._folder / "tuning", "engine-*")  # of a search that was killed
             return gateway or engines
@@ -228,60 +233,35 @@ class ModelServer(dg.ConfigurableResource[Any]):
         return Path(self.home) / "server"
 
     @property
-    def _process(self) -> BackgroundProcess:
-        return BackgroundProcess(self._folder, f"gateway-{self.port}")
-
-    @property
     def _state(self) -> ServerState:
         return ServerState.read(self._folder)
 
+    def _gateway(self, settings: dict[str, Any]) -> GatewayProcess:
+        return GatewayProcess(self._folder, self.host, self.port, bool(settings.get("tls_certificate")))
+
+    def _with_settings(self, state: ServerState) -> ServerState:
+        """The state as the recipe wants its gateway, and running."""
+        return state.model_copy(update={"gateway": self.gateway or state.gateway, "stopped": False})
+
     @contextmanager
     def _locked(self, say: Say) -> Iterator[None]:
-        """One deployment at a time, also between processes: the sensor and a user may ask for the same one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for another deployment to end")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        """One deployment at a time; one that was killed while it made room has not been."""
+        with deployment_lock(self._folder, say):
+            if (state := self._state).paused:
+                state.unpaused().write(self._folder)
             yield
 
     def _serve(self, wanted: ModelVersion, model: Path, say: Say, rolled_back: str | None = None) -> float:
         started = time.monotonic()
-        former = self._state.model_copy(update={"gateway": self.gateway, "stopped": False})
+        former = self._state
         if former.release == wanted and len(former.ports) == self.replicas:
             say(f"{wanted.names[1]} is the served release")
-            return self._resume(former, say)
+            return self._resume(self._with_settings(former), say)
         require_engine(model)
-        self._require_port()
-        serving = tuple(f"engine-{port}" for port in former.ports)
-        stop_all(self._folder, "engine-*", keep=serving)  # what an interrupted deployment has left
-        keep_model(self._folder, model, wanted.digest)
-        if self.replace == "after" and former.ports:
-            say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
-            former.model_copy(update={"ports": ()}).write(self._folder)
-            self._retire(former.ports, say)
+        gateway = self._gateway(self.gateway)
+        gateway.require_port()
+        self._end_engines(former.ports, say)  # what an interrupted deployment has left
         engines = [Engine(self._folder, port) for port in self._engine_ports(former.ports)]
-        try:
-            for engine in engines:
-                engine.process.log.unlink(missing_ok=True)
-                engine.start(wanted, former.adapters_of(wanted))
-            for engine in engines:
-                engine.wait_until_healthy(say)
-                for name in (wanted.names[1], *(adapter.names[1] for adapter in former.adapters_of(wanted))):
-                    engine.check_answers(name)
-        except ModelServerError as error:
-            failed = self._turn_away(engines)
-            forget_models(self._folder, former)
-            message = f"{error}\nAll that the engine wrote is in {failed}"
-            if former.release is None:
-                raise ModelServerError(message) from None
-            try:
-                self._resume(former, say)
-            except ModelServerError as second:
-                raise ModelServerError(f"{message}\nThe former model does not start either: {second}") from error
-            raise ModelServerError(f"{message}\nThe former model, {former.release.names[1]}, is served.") from None
         goes = former.release if former.release != wanted else former.former
         bases = {release.base for release in (wanted, goes) if release is not None}
         state = ServerState(
@@ -293,79 +273,92 @@ class ModelServer(dg.ConfigurableResource[Any]):
             retired=former.retired,
             gateway=self.gateway,
         )
-        state.write(self._folder)
-        self._start_gateway()
-        self._wait_for_gateway(wanted)
+        try:
+            keep_model(self._folder, model, wanted.digest)
+            if self.replace == "after" and former.ports:
+                say(f"stopping {former.release.names[1] if former.release else 'the old engines'} to make room")
+                former.model_copy(update={"ports": (), "paused": former.ports}).write(self._folder)
+                self._end_engines((), say)
+            self._start(engines, state, say)
+            state.write(self._folder)
+            gateway.start()
+            gateway.wait_until_serving(wanted)
+        except (ModelServerError, OSError) as error:
+            raise self._turned_away(error, engines, former, say) from None
         seconds = time.monotonic() - started
         say(f"{wanted.names[1]} is served, after {seconds:.0f} s")
-        if self.replace == "beside":
-            self._retire(former.ports, say)
+        self._end_engines(state.ports, say)
         forget_models(self._folder, state)
         return seconds
+
+    def _start(self, engines: list[Engine], state: ServerState, say: Say) -> None:
+        """Start engines of the release that `state` names; they must answer under each of its names."""
+        release = state.release
+        assert release is not None, "a release is deployed"
+        adapters = state.adapters_of(release)
+        for engine in engines:
+            engine.process.log.unlink(missing_ok=True)
+            engine.start(release, adapters)
+        for engine in engines:
+            engine.wait_until_healthy(say)
+            for name in (release.names[1], *(adapter.names[1] for adapter in adapters)):
+                engine.check_answers(name)
+
+    def _turned_away(self, error: Exception, engines: list[Engine], former: ServerState, say: Say) -> ModelServerError:
+        """Stop engines that failed, and go on with what was served before; what to tell of it."""
+        failed = self._folder / "engine.failed.log"
+        with suppress(OSError), failed.open("wb") as kept:
+            for engine in engines:
+                if engine.process.log.exists():
+                    kept.write(engine.process.log.read_bytes())
+        message = f"{error}\nAll that the engine wrote is in {failed}"
+        try:
+            self._end_engines((*former.ports, *self._state.ports), say)  # room for the former ones
+            former.model_copy(update={"stopped": False}).write(self._folder)
+            self._end_engines(former.ports, say)
+            if former.release is not None:
+                self._resume(self._state, say)
+                message += f"\nThe former model, {former.release.names[1]}, is served."
+        except (ModelServerError, OSError) as second:
+            message += f"\nThe former model does not start either: {second}"
+        forget_models(self._folder, former)
+        return ModelServerError(message)
 
     def _resume(self, state: ServerState, say: Say) -> float:
         """Let the supervisor start what `state` names; return the seconds until it answered, 0 if it did already."""
         release = state.release
         if release is None:
             raise ModelServerError("there is no release to serve yet; `make run` makes one")
-        state = state.model_copy(update={"gateway": self.gateway or state.gateway, "stopped": False})
         state.write(self._folder)
         started = time.monotonic()
         engines = [Engine(self._folder, port) for port in state.ports]
         waiting = not all(engine.answers_health() for engine in engines)
-        self._start_gateway()
+        gateway = self._gateway(state.gateway)
+        gateway.start()
         if waiting:
             with state_lock(self._folder):  # the supervisor may be about to start them too
                 for engine in engines:
                     engine.start(release, state.adapters_of(release))
             for engine in engines:
                 engine.wait_until_healthy(say)
-        self._wait_for_gateway(release)
+        gateway.wait_until_serving(release)
         return time.monotonic() - started if waiting else 0.0
 
-    def _start_gateway(self) -> None:
-        self._require_port()
-        if not self._process.is_running():
-            command = [sys.executable, "-m", supervisor.__name__, self.home, str(self.port)]
-            self._process.start(command, cwd=PROJECT)
-
-    def _require_port(self) -> None:
-        stop_all(self._folder, "gateway*", keep=(self._process.name,))  # on the port that the recipe named before
-        if self._process.is_running():
-            return
-        self._process.stop()  # a gateway whose supervisor was killed
-        remedy = "end that program or set serving.port in the recipe to another port"
-        try:
-            require_free_port(self.port, "the gateway", remedy)
-        except PortInUse as error:
-            raise ModelServerError(str(error)) from None
-
-    def _wait_for_gateway(self, release: ModelVersion) -> None:
-        deadline = time.monotonic() + GATEWAY_SECONDS
-        while (health := self._health()).get("release") != release.digest or health.get("status") != "ok":
-            if time.monotonic() > deadline:
-                log = self._process.end_of_log()
-                raise ModelServerError(f"the gateway does not serve {release.names[1]} ({health}):\n{log}")
-            time.sleep(0.1)
-
-    def _health(self) -> dict[str, Any]:
-        with suppress(httpx.HTTPError, ValueError):
-            return dict(self._http().get("/health").json())
-        return {}
-
-    def _retire(self, ports: tuple[int, ...], say: Say) -> None:
-        """Stop engines that get no new requests, once their running answers are finished or out of time."""
+    def _end_engines(self, keep: tuple[int, ...], say: Say) -> None:
+        """Stop all engines but those of the ports `keep`, once their running answers are finished or out of time."""
+        ending = [engine for engine in known_engines(self._folder) if engine.port not in keep]
         started = time.monotonic()
-        while ports and self._process.is_running() and time.monotonic() - started < self.drain_seconds:
-            running = self._health().get("running")
-            if running is not None and not any(running.get(str(port)) for port in ports):
+        gateway = self._gateway(self._state.gateway)
+        while ending and gateway.process.is_running():
+            running = gateway.running()
+            if running is not None and not any(running.get(str(engine.port)) for engine in ending):
+                break
+            if time.monotonic() - started > self.drain_seconds:
+                say(f"answers still running after {self.drain_seconds:g} s are cut")
                 break
             time.sleep(0.2)
-        else:
-            if ports and self._process.is_running():
-                say(f"answers still running after {self.drain_seconds:g} s are cut")
-        for port in ports:
-            Engine(self._folder, port).process.stop()
+        for engine in ending:
+            engine.process.stop()
 
     def _unload(self, adapters: Iterable[AdapterVersion]) -> None:
         """Let engines forget adapters that get no new requests. Their files stay until the next change."""
@@ -375,24 +368,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
             for port in self._state.ports:
                 Engine(self._folder, port).unload(adapter)
 
-    def _turn_away(self, engines: list[Engine]) -> Path:
-        """Stop engines that failed; return the file that keeps what they wrote."""
-        failed = self._folder / "engine.failed.log"
-        failed.unlink(missing_ok=True)
-        with failed.open("ab") as kept:
-            for engine in engines:
-                engine.process.stop()
-                if engine.process.log.exists():
-                    kept.write(engine.process.log.read_bytes())
-        return failed
-
     def _engine_ports(self, taken: tuple[int, ...]) -> list[int]:
         try:
             return free_ports(self.port, self.replicas, taken)
         except PortInUse as error:
             raise ModelServerError(f"{error}; set serving.port") from None
-
-    def _http(self) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.api_key()}"}
-        # the certificate, where there is one, is for the name under which users know this machine
-        return httpx.Client(base_url=self.address, headers=headers, timeout=10, trust_env=False, verify=False)

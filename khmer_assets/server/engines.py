@@ -34,10 +34,13 @@ class Engine:
         self.process = BackgroundProcess(folder, f"engine-{port}")
 
     def start(self, release: ModelVersion, adapters: tuple[AdapterVersion, ...] = ()) -> None:
-        """Start it in the background, unless it runs. Raises `ModelServerError` where there is no vLLM."""
+        """Start it in the background, unless it runs. Raises `ModelServerError` where that cannot be."""
         kind = kind_of(kept_model(self.folder, release.digest))
         command, env, cwd = kind.command(self.folder, self.port, release, adapters)
-        self.process.start(command, env=env, cwd=cwd)
+        try:
+            self.process.start(command, env=env, cwd=cwd)
+        except OSError as error:
+            raise ModelServerError(f"the engine cannot be started: {error}") from None
 
     def wait_until_healthy(self, say: Say) -> None:
         """Return when it answers; raise `ModelServerError` with its own reason when its process ends before that."""
@@ -116,6 +119,11 @@ class Engine:
         headers = {"Authorization": f"Bearer {engine_key(self.folder)}"}
         # a proxy named in the environment is not for this machine's own addresses
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=seconds, trust_env=False)
+
+
+def known_engines(folder: Path) -> list[Engine]:
+    """The engines that were started and not stopped, also those that no state names."""
+    return [Engine(folder, int(file.stem.removeprefix("engine-"))) for file in sorted(folder.glob("engine-*.json"))]
 
 
 def require_engine(model: Path) -> None:

@@ -4,6 +4,7 @@ What belongs here: what is read again when `server.json` has changed, and who ma
 (`routes.py`), and a request on its way (`answer.py`).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import OWNER, Key, KeyFile, engine_key
 from khmer_assets.server.rate_limits import Allowance, Allowances
 from khmer_assets.server.refusals import Refused
+from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import Body
-from khmer_assets.server.state import ServerState
+from khmer_assets.server.state import ModelServerError, ServerState
 
 
 class FrontDoor:
@@ -44,8 +46,14 @@ class FrontDoor:
         seen = file_version(self.folder / "server.json")
         if seen == self._seen:
             return
-        self._seen = seen
-        self.state = ServerState.read(self.folder)
+        first, self._seen = self._seen is None, seen
+        try:
+            self.state = ServerState.read(self.folder)
+        except ModelServerError as error:
+            if first:
+                raise
+            log.error(json.dumps({"error": str(error)}))  # what is served goes on
+            return
         self.names = self.state.names()
         release = self.state.release
         self.kind = kind_of(kept_model(self.folder, release.digest)) if release is not None else None

@@ -17,14 +17,17 @@ from khmer_assets.server.gateway_settings import GatewaySettings
 from khmer_assets.server.http_protocol import BoundedProtocol
 from khmer_assets.server.request_log import write_log
 from khmer_assets.server.routes import application
-from khmer_assets.server.state import ServerState
+from khmer_assets.server.state import ModelServerError, ServerState
 
 
 def main() -> None:
     """Serve on the socket of the given number until SIGTERM; running answers may end."""
     home, number = Path(sys.argv[1]), int(sys.argv[2])
     write_log(home / "server")
-    settings = GatewaySettings.model_validate(ServerState.read(home / "server").gateway)
+    try:
+        settings = GatewaySettings.model_validate(ServerState.read(home / "server").gateway)
+    except ModelServerError as error:
+        sys.exit(str(error))
     BoundedProtocol.seconds = settings.body_seconds + 10
     config = uvicorn.Config(
         application(home),

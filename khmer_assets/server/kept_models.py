@@ -25,6 +25,9 @@ def keep_model(folder: Path, model: Path, digest: str) -> None:
 def forget_models(folder: Path, state: ServerState) -> None:
     """Delete what neither the release, nor the one before it, nor an adapter needs."""
     keep = {kept.digest for kept in (state.release, state.former, *state.adapters) if kept is not None}
-    for entry in (folder / "models").iterdir():
-        if entry.name not in keep:
-            shutil.rmtree(entry)
+    forgotten = folder / "models" / ".forgotten"
+    for entry in (folder / "models").glob("*"):
+        if entry != forgotten and entry.name not in keep:
+            shutil.rmtree(forgotten, ignore_errors=True)
+            entry.rename(forgotten)  # one that is half deleted would be taken for a kept one
+    shutil.rmtree(forgotten, ignore_errors=True)

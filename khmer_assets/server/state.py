@@ -59,9 +59,10 @@ class AdapterVersion(BaseModel):
 
 
 class ServerState(BaseModel):
-    """What is served where. The gateway and the supervisor follow the file; `ModelServer` alone writes it.
+    """What is served where. The gateway follows the file; whoever holds the `deployment_lock` writes it.
 
-    `ports`: one an engine. `former`: what a rollback serves. `rolled_back`: the digest that one has replaced.
+    `ports`: one an engine. `paused`: of engines that a deployment has stopped to make room; they are the release's
+    again when it is killed. `former`: what a rollback serves. `rolled_back`: the digest that one has replaced.
     `adapters`: of the release and of the former one. `retired`: digests of adapters that were taken away on purpose.
     `gateway`: settings that only the gateway understands. `stopped`: ended on purpose.
     """
@@ -70,6 +71,7 @@ class ServerState(BaseModel):
 
     release: ModelVersion | None = None
     ports: tuple[int, ...] = ()
+    paused: tuple[int, ...] = ()
     former: ModelVersion | None = None
     rolled_back: str | None = None
     adapters: tuple[AdapterVersion, ...] = ()
@@ -79,11 +81,22 @@ class ServerState(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> "ServerState":
-        """The state in `folder`; an empty one when there is none, or one of an earlier version of this program."""
+        """The state in `folder`; an empty one when there is none. Raises `ModelServerError` for one that is no state:
+        taken as empty, what is served would be forgotten.
+        """
+        file = folder / "server.json"
         try:
-            return cls.model_validate_json((folder / "server.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
+            return cls.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
             return cls()
+        except (ValidationError, OSError) as error:
+            remedy = "bring it back from a copy, or end the server, delete the file and deploy again"
+            message = f"{file}: expected what is served, but it cannot be read; {remedy}\n{error}"
+            raise ModelServerError(message) from None
+
+    def unpaused(self) -> "ServerState":
+        """As it was before a deployment that did not end made room."""
+        return self.model_copy(update={"ports": self.paused, "paused": ()}) if self.paused else self
 
     def adapters_of(self, release: ModelVersion) -> tuple[AdapterVersion, ...]:
         """Those that were trained on what the release was made from, if it takes any."""
@@ -100,7 +113,10 @@ class ServerState(BaseModel):
         """Replace the file in one step."""
         with state_lock(folder):
             aside = folder / "server.aside"
-            aside.write_text(self.model_dump_json(indent=1))
+            with aside.open("w") as file:
+                file.write(self.model_dump_json(indent=1))
+                file.flush()
+                os.fsync(file.fileno())  # after a loss of power it is this one or the one before
             os.replace(aside, folder / "server.json")
 
 
@@ -110,3 +126,23 @@ def state_lock(folder: Path) -> Iterator[None]:
     with (folder / "state.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def deployment_lock(folder: Path, say: Say | None = None) -> Iterator[bool]:
+    """Held by one deployment at a time, also between processes: the sensor and a user may ask for the same one.
+
+    True when it is held. With `say` it waits for another one to end, else there is False at once. A process that is
+    killed gives it back: what it has left can then be mended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if say is None:
+                yield False
+                return
+            say("waiting for another deployment to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True

@@ -1,14 +1,13 @@
 """Keeps the gateway and the engines running: what crashed or hangs is started again.
 
-    python -m khmer_assets.server.supervisor HOME PORT
+    python -m khmer_assets.server.supervisor HOME HOST PORT
 
 It holds the public socket and lends it to the gateway (`gateway.py`, called with HOME and the socket's number), so that
 users who come while the gateway starts again wait a moment instead of being refused. Which engines should run is read
-from `server.json`.
+from `server.json`. A deployment that was killed is mended here: its lock is free, and its traces are not.
 """
 
 import math
-import signal
 import socket
 import subprocess
 import sys
@@ -16,15 +15,19 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
-from khmer_assets.server.engines import Engine
-from khmer_assets.server.state import ModelServerError, ServerState, state_lock
+from khmer_assets.server import engines, gateway_process
+from khmer_assets.server.engines import Engine, known_engines
+from khmer_assets.server.gateway_process import GatewayProcess, listener
+from khmer_assets.server.state import ModelServerError, ServerState, deployment_lock, state_lock
 
 GATEWAY = f"{__package__}.gateway"  # a process of its own: nothing of it is imported here
 LOOK_SECONDS = 0.2
 ENGINE_LOOK_SECONDS = 1.0
 HEALTH_SECONDS = 10.0
-UNHEALTHY_LOOKS = 3  # in a row, of an engine that was healthy before
+UNHEALTHY_LOOKS = 3  # in a row; one that starts may take longer
+GATEWAY_STOP_SECONDS = 20.0  # it lets running answers end for a part of them
 LONGEST_PAUSE = 30.0
 
 
@@ -46,49 +49,122 @@ class Backoff:
 
 
 class Supervisor:
-    """A loop over the gateway, and one over the engines, where an answer may be long in coming."""
+    """A loop over the gateway, and one over what may be long in answering."""
 
-    def __init__(self, home: Path, listener: socket.socket):
+    def __init__(self, home: Path, host: str, port: int, public: socket.socket):
         self.home = home
         self.folder = home / "server"
-        self.listener = listener
+        self.host = host
+        self.port = port
+        self.public = public
         self.gateway: subprocess.Popen[bytes] | None = None
+        self.gateway_settings: dict[str, Any] = {}  # with which it was started
+        self.gateway_started = self.gateway_ends = 0.0
         self.gateway_backoff = Backoff(settled=2)
         self.backoff: dict[int, Backoff] = {}
-        self.unhealthy: dict[int, int] = {}  # looks in a row; an engine that has not been healthy yet is not in it
+        self.unhealthy: dict[int, int] = {}  # looks in a row by port; what has not been healthy yet is not in it
+        self.told = ""
 
     def run(self) -> None:
         """Look until the process is ended."""
-        threading.Thread(target=self.look_after_engines, daemon=True).start()
+        threading.Thread(target=self.look_again_and_again, daemon=True).start()
         while True:
-            self.look_at_gateway()
+            try:
+                self.look_at_gateway()
+            except Exception as error:
+                self.tell(error)
             time.sleep(LOOK_SECONDS)
 
-    def look_after_engines(self) -> None:
-        """The loop over the engines; an error in one look must not end it."""
+    def look_again_and_again(self) -> None:
+        """The loop over the engines and over everybody's health; an error in one look must not end it."""
         checked = time.monotonic()
         while True:
             try:
                 self.look_at_engines()
+                self.mend()
                 if time.monotonic() - checked >= HEALTH_SECONDS:
                     checked = time.monotonic()
-                    self.check_health()
-            except Exception:
-                traceback.print_exc()
+                    self.check_gateway()
+                    self.check_engines()
+            except Exception as error:
+                self.tell(error)
             time.sleep(ENGINE_LOOK_SECONDS)
 
+    def tell(self, error: Exception) -> None:
+        """Print an error, once as long as it stays the same."""
+        text = str(error) if isinstance(error, ModelServerError) else "".join(traceback.format_exception(error))
+        if text != self.told:
+            self.told = text
+            print(text, flush=True)
+
     def look_at_gateway(self) -> None:
-        """Start the gateway, if it does not run."""
+        """Start the gateway, if it does not run; end it where it has to start with another certificate or none."""
         if self.gateway is not None and self.gateway.poll() is None:
+            if self.gateway_ends:
+                if time.monotonic() > self.gateway_ends:
+                    self.gateway.kill()
+            elif _certificate(ServerState.read(self.folder).gateway) != _certificate(self.gateway_settings):
+                print("the gateway starts again with another certificate", flush=True)
+                self.gateway.terminate()
+                self.gateway_ends = time.monotonic() + GATEWAY_STOP_SECONDS
             return
         if time.monotonic() < self.gateway_backoff.next_start:
             return
         if self.gateway is not None:
             print(f"the gateway ended with status {self.gateway.returncode}; it is started again", flush=True)
-        number = self.listener.fileno()
-        command = [sys.executable, "-m", GATEWAY, str(self.home), str(number)]
-        self.gateway = subprocess.Popen(command, pass_fds=[number])
+        self.gateway_settings = ServerState.read(self.folder).gateway
+        number = self.public.fileno()
+        self.gateway_started, self.gateway_ends = time.monotonic(), 0.0
+        self.unhealthy.pop(self.port, None)
+        self.gateway = subprocess.Popen([sys.executable, "-m", GATEWAY, str(self.home), str(number)], pass_fds=[number])
         self.gateway_backoff.started()
+
+    def check_gateway(self) -> None:
+        """Kill a gateway that runs but has stopped answering; the next look starts it again."""
+        gateway = self.gateway
+        if gateway is None or gateway.poll() is not None or self.gateway_ends:
+            return
+        age = time.monotonic() - self.gateway_started
+        if self.is_hanging(self.port, self.public_gateway().answers(), age > gateway_process.START_SECONDS):
+            print("the gateway does not answer and is ended", flush=True)
+            gateway.kill()
+
+    def is_hanging(self, port: int, healthy: bool, should_be: bool) -> bool:
+        """Note a look at what listens on a port; whether there were too many bad ones since it was or `should_be`."""
+        if healthy:
+            self.unhealthy[port] = 0
+        elif should_be or port in self.unhealthy:
+            self.unhealthy[port] = self.unhealthy.get(port, 0) + 1
+            if self.unhealthy[port] >= UNHEALTHY_LOOKS:
+                del self.unhealthy[port]
+                return True
+        return False
+
+    def public_gateway(self) -> GatewayProcess:
+        """The gateway as users find it."""
+        return GatewayProcess(self.folder, self.host, self.port, _certificate(self.gateway_settings) is not None)
+
+    def mend(self) -> None:
+        """Undo what a killed deployment has left: engines that it stopped, and engines that are not those of a release
+        and answer nobody.
+        """
+        state = ServerState.read(self.folder)
+        if not state.paused and {engine.port for engine in known_engines(self.folder)} <= set(state.ports):
+            return
+        with deployment_lock(self.folder) as held:
+            if not held:  # nobody was killed
+                return
+            state = ServerState.read(self.folder)
+            if state.paused:
+                print("a deployment was killed; what was served before is started again", flush=True)
+                state = state.unpaused()
+                state.write(self.folder)
+            if (running := self.public_gateway().running()) is None:
+                return
+            for engine in known_engines(self.folder):
+                if engine.port not in state.ports and not running.get(str(engine.port)):
+                    print(f"the engine on port {engine.port} has nothing to do and is ended", flush=True)
+                    engine.process.stop()
 
     def look_at_engines(self) -> None:
         """Start the engines that should run and do not."""
@@ -109,29 +185,26 @@ class Supervisor:
                 self.unhealthy.pop(port, None)
                 backoff.started()
 
-    def check_health(self) -> None:
-        """End engines that run but have stopped answering; the next look starts them again."""
-        ports = ServerState.read(self.folder).ports
-        for port in ports:
+    def check_engines(self) -> None:
+        """End engines that run but do not answer; the next look starts them again."""
+        for port in ServerState.read(self.folder).ports:
             engine = Engine(self.folder, port)
-            if engine.answers_health():
-                self.unhealthy[port] = 0
-            elif port in self.unhealthy:
-                self.unhealthy[port] += 1
-                if self.unhealthy[port] >= UNHEALTHY_LOOKS:
-                    print(f"the engine on port {port} does not answer and is ended", flush=True)
-                    del self.unhealthy[port]
-                    engine.process.stop()
+            healthy = engine.answers_health()
+            if self.is_hanging(port, healthy, engine.process.age() > engines.START_SECONDS):
+                print(f"the engine on port {port} does not answer and is ended", flush=True)
+                engine.process.stop()
+
+
+def _certificate(settings: dict[str, Any]) -> str | None:
+    return settings.get("tls_certificate")
 
 
 def main() -> None:
     """Open the socket and look after everything."""
-    # in a background job Dagster leaves SIGTERM as ignored as SIGINT is, and whoever it starts inherits that
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    home, port = sys.argv[1:]
-    listener = socket.create_server(("127.0.0.1", int(port)), backlog=2048)
-    listener.set_inheritable(True)
-    Supervisor(Path(home), listener).run()
+    home, host, port = sys.argv[1:]
+    public = listener(host, int(port))
+    public.set_inheritable(True)
+    Supervisor(Path(home), host, int(port), public).run()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_a_clock_that_jumps_makes_no_process_look_dead(tmp_path, monkeypatch):
 
 
 def test_what_is_started_by_one_who_ignores_signals_ends_when_it_is_told_to(tmp_path):
-    script = "import pathlib, sys; from tests.foundation.test_processes import started; started(pathlib.Path(sys.argv[1]))"
+    script = "import pathlib, sys, tests.foundation.test_processes as t; t.started(pathlib.Path(sys.argv[1]))"
     ignoring = ["bash", "-c", 'trap "" INT TERM; exec "$@"', "bash"]
     subprocess.run([*ignoring, sys.executable, "-c", script, str(tmp_path)], check=True)
     background = BackgroundProcess(tmp_path, "sleeper")

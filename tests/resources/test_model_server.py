@@ -1,22 +1,30 @@
 """vLLM serves the deployed model behind a key, a bad model is rolled back, and each obstacle has a clear message."""
 
+import random
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
+from khmer_assets.compression import gguf
 from khmer_assets.foundation.files import link_files
+from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.client import ask
-from khmer_assets.server.engines import Engine
-from khmer_assets.server.state import ModelServerError, ServerState
+from khmer_assets.server.engines import Engine, known_engines
+from khmer_assets.server.kept_models import forget_models, keep_model, kept_model
+from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
 from resources.model_server import ModelServer
 from tests.tiny_model import save_tiny_adapter, save_tiny_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
+KILLS = 10
 DIGESTS = {name: name * 16 for name in "abcd"}
 
 
@@ -103,6 +111,35 @@ def test_without_a_release_there_is_nothing_to_adapt(server, tmp_path):
         server.load_adapter(tmp_path, "numbers", DIGESTS["b"], "base")
 
 
+def test_a_state_that_cannot_be_read_is_told_and_the_server_can_be_stopped(server, empty_model, tmp_path):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "server.json").write_text("{")
+    for act in (server.keep_serving, server.resume, lambda: server.deploy(empty_model, DIGESTS["a"], 256)):
+        with pytest.raises(ModelServerError, match=r"server\.json: expected what is served.*delete the file"):
+            act()
+    assert server.stop() is False
+
+
+def test_while_a_deployment_runs_nothing_else_is_started(server, tmp_path):
+    (tmp_path / "server").mkdir()
+    ServerState(release=ModelVersion(digest=DIGESTS["a"], max_model_length=8)).write(tmp_path / "server")
+    with deployment_lock(tmp_path / "server"):
+        assert server.keep_serving() is False
+    assert not server.status().running
+    assert server.keep_serving() is True
+
+
+def test_a_model_that_is_half_forgotten_is_not_taken_for_a_kept_one(tmp_path, empty_model, monkeypatch):
+    keep_model(tmp_path, empty_model, DIGESTS["a"])
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # killed before it has deleted anything
+    forget_models(tmp_path, ServerState())
+    assert not kept_model(tmp_path, DIGESTS["a"]).exists()
+    monkeypatch.undo()
+    keep_model(tmp_path, empty_model, DIGESTS["a"])
+    forget_models(tmp_path, ServerState())
+    assert not list((tmp_path / "models").iterdir())
+
+
 def test_nothing_is_kept_serving_before_the_first_deployment(server):
     assert server.keep_serving() is False
 
@@ -159,12 +196,54 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
     assert server.keep_serving() is False, "what was stopped on purpose stays so"
 
 
+DEPLOYMENT = """
+import json, sys
+from pathlib import Path
+from resources.model_server import ModelServer
+settings, model, digest = sys.argv[1:]
+print("now", flush=True)
+ModelServer(**json.loads(settings)).deploy(Path(model), digest, 128, say=lambda _: None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replace", ["beside", "after"])
+def test_a_deployment_that_is_killed_at_any_moment_is_mended_without_a_hand(server, tmp_path, replace):
+    server = server.model_copy(update={"replace": replace, "drain_seconds": 5})
+    models = []
+    for number in range(2):
+        models.append(tmp_path / f"gguf-{number}")
+        models[-1].mkdir()
+        gguf.write_float16(save_tiny_model(tmp_path / f"model-{number}", seed=number), models[-1] / "float16.gguf")
+    digests = [DIGESTS["a"], DIGESTS["b"]]
+    server.deploy(models[0], digests[0], 128)
+    seconds = server.deploy(models[1], digests[1], 128)
+    settings = server.model_dump_json(include={"home", "port", "replace", "drain_seconds"})
+    for number in range(KILLS):
+        words = [DEPLOYMENT, settings, str(models[number % 2]), digests[number % 2]]
+        with subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.PIPE, cwd=PROJECT) as deployment:
+            deployment.stdout.readline()
+            time.sleep(random.uniform(0, 1.3 * seconds))
+            deployment.kill()
+        killed = time.monotonic()
+        while True:
+            with suppress(ModelServerError):
+                ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+                state = ServerState.read(tmp_path / "server")
+                if state.ports == tuple(engine.port for engine in known_engines(tmp_path / "server")):
+                    break
+            assert time.monotonic() < killed + 60
+            time.sleep(0.1)
+        assert state.release.digest in digests
+        print(replace, number, f"{time.monotonic() - killed:.1f} s until {state.release.digest[:1]} alone served")
+
+
 @pytest.mark.slow
 def test_adapters_come_and_go_while_the_model_is_served_and_what_is_killed_comes_back(server, tmp_path):
     model = save_tiny_model(tmp_path / "a")
     server = server.model_copy(update={"engine": {"enable_lora": True, "max_lora_rank": 8}})
     server.deploy(model, DIGESTS["a"], 128, base="base")
-    supervisor = server._process._process()
+    supervisor = server._gateway(server.gateway).process._process()
     (gateway,) = supervisor.children()
     (port,) = ServerState.read(tmp_path / "server").ports
 

@@ -1,21 +1,32 @@
-"""The supervisor: a killed gateway comes back and nobody is refused meanwhile, also over TLS; starts slow down."""
+"""The supervisor: what is killed or hangs comes back, and what a killed deployment has left is mended."""
 
-import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 
 import httpx
-import psutil
 import pytest
 
-from khmer_assets.foundation.home import PROJECT
-from khmer_assets.server.state import ModelVersion, ServerState
-from khmer_assets.server.supervisor import Backoff
+from khmer_assets.server import engines, gateway_process
+from khmer_assets.server.engines import Engine
+from khmer_assets.server.gateway_process import GatewayProcess, listener
+from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
+from khmer_assets.server.supervisor import UNHEALTHY_LOOKS, Backoff, Supervisor
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
 
 RELEASE = ModelVersion(digest="a" * 16, max_model_length=64)
+HANGING = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+time.sleep(600)
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def certificate(folder) -> dict[str, str]:
@@ -27,34 +38,108 @@ def certificate(folder) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme):
+def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme, monkeypatch):
     (tmp_path / "server").mkdir()
     settings = certificate(tmp_path) if scheme == "https" else {}
     ServerState(release=RELEASE, gateway=settings).write(tmp_path / "server")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "khmer_assets.server.supervisor", str(tmp_path), str(port)]
-    command = ["bash", "-c", 'trap "" TERM; exec "$@"', "bash", *command]  # a parent may leave SIGTERM ignored
-    supervisor = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, VLLM_PYTHON_VARIABLE: "/nowhere"})
-    client = httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", trust_env=False, verify=False, timeout=30)
+    monkeypatch.setenv(VLLM_PYTHON_VARIABLE, "/nowhere")
+    started = GatewayProcess(tmp_path / "server", "127.0.0.1", free_port(), tls=scheme == "https")
+    started.start()
     try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                client.get("/health")
-                break
-            except httpx.ConnectError:
-                time.sleep(0.05)
-        (gateway,) = psutil.Process(supervisor.pid).children()
+        wait_until(started.answers)
+        supervisor = started.process._process()
+        (gateway,) = supervisor.children()
         gateway.kill()
         gateway.wait()
-        answer = httpx.get(f"{client.base_url}/v1/models", trust_env=False, verify=False, timeout=30)
+        answer = httpx.get(f"{started.address}/v1/models", trust_env=False, verify=False, timeout=30)
         assert answer.status_code == 401
-        assert psutil.Process(supervisor.pid).children() != [gateway]
+        assert supervisor.children() != [gateway]
     finally:
-        for process in [supervisor, *psutil.Process(supervisor.pid).children()]:
-            process.terminate()
-            process.wait()
+        started.process.stop()
+
+
+@pytest.fixture
+def supervisor(tmp_path):
+    (tmp_path / "server").mkdir()
+    port = free_port()
+    with listener("127.0.0.1", port) as public:
+        public.set_inheritable(True)
+        supervisor = Supervisor(tmp_path, "127.0.0.1", port, public)
+        yield supervisor
+        for engine in engines.known_engines(supervisor.folder):
+            engine.process.stop()
+        if supervisor.gateway is not None:
+            supervisor.gateway.kill()
+            supervisor.gateway.wait()
+
+
+def test_a_gateway_that_hangs_is_started_again(supervisor, monkeypatch):
+    monkeypatch.setattr(gateway_process, "ANSWER_SECONDS", 1.0)
+    supervisor.look_at_gateway()
+    hung = supervisor.gateway
+    supervisor.check_gateway()  # it starts, and may
+    wait_until(supervisor.public_gateway().answers)
+    supervisor.check_gateway()
+    assert hung.poll() is None
+    hung.send_signal(signal.SIGSTOP)
+    for _ in range(UNHEALTHY_LOOKS):
+        supervisor.check_gateway()
+    assert hung.wait(10) == -signal.SIGKILL
+    supervisor.look_at_gateway()
+    wait_until(supervisor.public_gateway().answers)
+
+
+def hanging_engine(folder) -> Engine:
+    """One that accepts connections and does no more."""
+    engine = Engine(folder, free_port())
+    engine.process.start([sys.executable, "-c", HANGING, str(engine.port)])
+    return engine
+
+
+def test_an_engine_that_hangs_before_it_was_ever_healthy_is_ended(supervisor, monkeypatch):
+    engine = hanging_engine(supervisor.folder)
+    ServerState(release=RELEASE, ports=(engine.port,)).write(supervisor.folder)
+    monkeypatch.setattr(Engine, "answers_health", lambda _: False)  # as after ten seconds
+    for _ in range(UNHEALTHY_LOOKS):
+        supervisor.check_engines()
+    assert engine.process.is_running(), "it has its time to start"
+    monkeypatch.setattr(engines, "START_SECONDS", 0.0)
+    for _ in range(UNHEALTHY_LOOKS):
+        supervisor.check_engines()
+    assert not engine.process.is_running()
+
+
+def test_what_a_killed_deployment_has_left_is_mended_and_a_running_one_left_alone(supervisor):
+    new = hanging_engine(supervisor.folder)
+    ServerState(release=RELEASE, paused=(1,)).write(supervisor.folder)
+    supervisor.look_at_gateway()
+    wait_until(supervisor.public_gateway().answers)
+    with deployment_lock(supervisor.folder) as held:
+        assert held
+        supervisor.mend()
+        assert new.process.is_running()
+        assert ServerState.read(supervisor.folder).paused == (1,)
+    supervisor.mend()
+    assert not new.process.is_running()
+    assert ServerState.read(supervisor.folder).ports == (1,)
+
+
+def test_a_state_that_cannot_be_read_is_told_once_and_ends_nothing(supervisor, capsys):
+    engine = hanging_engine(supervisor.folder)
+    (supervisor.folder / "server.json").write_text('{"release": ')
+    for look in (supervisor.look_at_engines, supervisor.mend, supervisor.mend):
+        with pytest.raises(ModelServerError, match=r"server\.json: expected what is served") as error:
+            look()
+        supervisor.tell(error.value)
+    assert capsys.readouterr().out.count("server.json") == 1
+    assert engine.process.is_running()
+
+
+def wait_until(holds) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_keeps_ending_is_started_ever_more_slowly():
