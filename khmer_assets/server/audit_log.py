@@ -2,7 +2,8 @@
 
 A streamed answer is first appended to a journal, each piece before the user gets it. When it ends, the record is
 written aside, renamed to its place, and the journal deleted. A journal that is found at start belongs to a gateway
-that was killed; it is settled then. What has been written outlives the process, though not a loss of power.
+that was killed, or whose disk was full; it is settled then. What has been written outlives the process, though not a
+loss of power. All of it is its owner's alone to read.
 """
 
 import json
@@ -12,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,12 +74,12 @@ class Record:
         self._answer: list[bytes] = []
 
     def append(self, piece: bytes) -> None:
-        """Keep a piece of a streamed answer. Call it before the piece is sent."""
+        """Keep a piece of a streamed answer. Call it before the piece is sent. Raises `OSError` when it is not kept."""
         if self._journal is None:
             self._journal = os.open(self.log.journals + self.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self.describe()
-            os.write(self._journal, to_json(self.fields) + b"\n")
-        os.write(self._journal, piece)
+            _write(self._journal, to_json(self.fields) + b"\n")
+        _write(self._journal, piece)
         self._answer.append(piece)
 
     def whole(self, answer: bytes) -> None:
@@ -102,7 +104,10 @@ class Record:
             )
 
     def close(self, outcome: str, error: str | None = None) -> None:
-        """Write the record: `outcome` is completed, cancelled, failed or interrupted."""
+        """Write the record: `outcome` is completed, cancelled, failed or interrupted.
+
+        Raises `OSError` when it cannot be written; the journal of a streamed answer then stays for the next start.
+        """
         if "parameters" not in self.fields:
             self.describe()
         ended = time.monotonic()
@@ -111,10 +116,14 @@ class Record:
             "seconds": round(ended - self.started, 6),
         }
         self.fields |= seconds | read_answer(b"".join(self._answer)) | {"outcome": outcome, "error": error}
-        self.log.write(self.name, self.fields)
-        if self._journal is not None:
-            os.close(self._journal)
-            os.unlink(self.log.journals + self.name)
+        journal, self._journal = self._journal, None
+        try:
+            self.log.write(self.name, self.fields)
+            if journal is not None:
+                os.unlink(self.log.journals + self.name)
+        finally:
+            if journal is not None:
+                os.close(journal)
 
     @property
     def tokens(self) -> int:
@@ -130,51 +139,72 @@ class AuditLog:
         self.patterns = [re.compile(pattern) for pattern in redact]
         self.retention_days = retention_days
         (folder / JOURNALS).mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
         self.journals = f"{folder / JOURNALS}/"  # a string: paths take longer than what is done with them
 
     def write(self, name: str, fields: dict[str, Any]) -> None:
-        """Put a record in its place in one step."""
+        """Put a record in its place in one step. Raises `OSError`."""
         day = f"{self.folder}/{fields['time'][:10]}"
         if self.patterns:
             fields = {key: value if key in PLAIN else self._redacted(value) for key, value in fields.items()}
         aside = f"{self.journals}{name}.aside"
-        with open(aside, "wb", buffering=0) as file:
-            file.write(to_json(fields, indent=1))
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.replace(aside, f"{day}/{name}")
-        except FileNotFoundError:
-            os.makedirs(day, exist_ok=True)
-            os.replace(aside, f"{day}/{name}")
+            _write(descriptor, to_json(fields, indent=1))
+            try:
+                os.replace(aside, f"{day}/{name}")
+            except FileNotFoundError:
+                os.makedirs(day, mode=0o700, exist_ok=True)
+                os.replace(aside, f"{day}/{name}")
+        except OSError:
+            os.unlink(aside)
+            raise
+        finally:
+            os.close(descriptor)
 
     def settle(self) -> int:
-        """Turn the journals of a killed gateway into records; return how many. Call it before the first request."""
+        """Turn the journals of a killed gateway into records; return how many. Call it before the first request.
+
+        One that cannot be written, because the disk is full, stays where it is.
+        """
         settled = 0
         for journal in sorted((self.folder / JOURNALS).iterdir()):
-            head, _, answer = journal.read_bytes().partition(b"\n")
-            try:
-                fields = json.loads(head)
-            except ValueError:  # killed while it was being written: nothing had been sent
+            with suppress(OSError):
+                settled += self._settle(journal)
                 journal.unlink()
-                continue
-            if journal.suffix == ".json" and not (self.folder / fields["time"][:10] / journal.name).exists():
-                whole = END_MARK in answer
-                outcome = "completed" if whole else "interrupted"
-                error = None if whole else "the gateway was killed"
-                times = {"seconds_to_first_token": None, "seconds": None}
-                self.write(journal.name, fields | times | read_answer(answer) | {"outcome": outcome, "error": error})
-                settled += 1
-            journal.unlink(missing_ok=True)
         return settled
 
-    def forget_old(self) -> None:
-        """Delete the days that are older than the retention."""
+    def _settle(self, journal: Path) -> bool:
+        head, _, answer = journal.read_bytes().partition(b"\n")
+        try:
+            fields = json.loads(head)
+        except ValueError:  # killed while it was being written: nothing had been sent
+            return False
+        if journal.suffix != ".json" or (self.folder / fields["time"][:10] / journal.name).exists():
+            return False
+        whole = END_MARK in answer
+        outcome = "completed" if whole else "interrupted"
+        error = None if whole else "the gateway was killed"
+        times = {"seconds_to_first_token": None, "seconds": None}
+        self.write(journal.name, fields | times | read_answer(answer) | {"outcome": outcome, "error": error})
+        return True
+
+    def forget_old(self) -> dict[str, str]:
+        """Delete the days that are older than the retention; return those that cannot be deleted, and why.
+
+        It may take long: a day can have a million files.
+        """
         oldest = datetime.now(UTC).date() - timedelta(days=self.retention_days)
+        kept = {}
         for day in self.folder.glob("????-??-??"):
             try:
                 if date.fromisoformat(day.name) < oldest:
                     shutil.rmtree(day)
             except ValueError:
                 continue
+            except OSError as error:
+                kept[day.name] = str(error)
+        return kept
 
     def _redacted(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -185,6 +215,12 @@ class AuditLog:
         elif isinstance(value, dict):
             return {key: self._redacted(item) for key, item in value.items()}
         return value
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Write all of it, or raise `OSError`: a disk that is nearly full takes a part and says nothing."""
+    while (written := os.write(descriptor, content)) < len(content):
+        content = content[written:]
 
 
 def read_answer(answer: bytes) -> dict[str, Any]:

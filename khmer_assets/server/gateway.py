@@ -7,13 +7,14 @@ from `server.json`, at each request and only when the file has changed: so a dep
 and the running ones end where they began.
 """
 
+import resource
 import socket
 import sys
 from pathlib import Path
 
 import uvicorn
 
-from khmer_assets.server.gateway_settings import GatewaySettings
+from khmer_assets.server.gateway_settings import GatewaySettings, descriptors_missing
 from khmer_assets.server.http_protocol import BoundedProtocol
 from khmer_assets.server.request_log import write_log
 from khmer_assets.server.routes import application
@@ -28,6 +29,10 @@ def main() -> None:
         settings = GatewaySettings.model_validate(ServerState.read(home / "server").gateway)
     except ModelServerError as error:
         sys.exit(str(error))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # what shells give suffices for some hundred requests
+    if missing := descriptors_missing(settings):
+        print(missing, flush=True)
     BoundedProtocol.seconds = settings.body_seconds + 10
     config = uvicorn.Config(
         application(home),

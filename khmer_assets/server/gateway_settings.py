@@ -4,6 +4,7 @@ What belongs here: what no part obeys alone. What does not: a part's own setting
 server is imported here: the recipe reads these settings.
 """
 
+import resource
 from pathlib import Path
 
 from pydantic import model_validator
@@ -35,3 +36,19 @@ class GatewaySettings(AuditSettings, Waiting):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key must be given together")
         return self
+
+
+DESCRIPTORS_A_REQUEST = 3  # the user's connection, the engine's, and the journal
+OTHER_DESCRIPTORS = 200
+
+
+def descriptors_missing(settings: GatewaySettings) -> str | None:
+    """What to tell where the system does not let one process have as many requests as the settings do."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    enough = (hard - OTHER_DESCRIPTORS) // DESCRIPTORS_A_REQUEST
+    if hard == resource.RLIM_INFINITY or settings.max_requests <= enough:
+        return None
+    return (
+        f"a process may open {hard:,} files here (`ulimit -Hn`), which suffices for {max(0, enough):,} requests at a "
+        f"time; raise it, or lower serving.gateway.max_requests ({settings.max_requests:,})"
+    )

@@ -39,7 +39,8 @@ def application(home: Path) -> ASGIApp:
 
     async def housekeeping() -> None:
         while True:
-            door.audit.forget_old()
+            if kept := await asyncio.to_thread(door.audit.forget_old):
+                log.error(json.dumps({"not_forgotten": kept}))
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     @asynccontextmanager

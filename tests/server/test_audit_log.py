@@ -1,7 +1,9 @@
 """Audit records: whole, in their place, settled after a kill, redacted, and gone after their time."""
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -20,6 +22,26 @@ record = Record(AuditLog(Path(sys.argv[1]), [], 1), "/v1/chat/completions", BODY
 for _ in range(int(sys.argv[2])):
     record.append(PIECE.encode())
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+FULL = """
+import os, resource, sys
+from pathlib import Path
+from tests.server.test_audit_log import BODY, PIECE, AuditLog, Record
+log = AuditLog(Path(sys.argv[1]), [], 1)
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(5):
+    whole, streamed = (Record(log, "/v1/chat/completions", BODY, "k") for _ in range(2))
+    whole.whole(b'{"choices": [{"message": {"content": "a"}}]}')
+    streamed.append(PIECE.encode())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))  # writes end halfway, as on a full disk
+    for act in (whole.close, streamed.close):
+        try:
+            act("completed")
+        except OSError as error:
+            print(error.strerror)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert len(os.listdir("/proc/self/fd")) == before
 """
 
 
@@ -85,8 +107,33 @@ def test_what_must_not_be_kept_is_redacted_everywhere(tmp_path):
     assert found["output"] == "សួស្តី [redacted]" and found["key_id"] == "012345678"
 
 
-def test_records_are_forgotten_after_their_time(log):
-    for day in ("2020-01-01", "2999-01-01", "not-a-day!"):
+def test_a_full_disk_leaves_no_half_record_and_no_open_file_and_journals_are_settled_later(log):
+    full = subprocess.run([sys.executable, "-c", FULL, str(log.folder)], capture_output=True, text=True, check=False)
+    assert full.returncode == 0, full.stderr
+    assert full.stdout.splitlines() == ["File too large"] * 10
+    assert records(log) == []
+    assert log.settle() == 5
+    assert [record["output"] for record in records(log)] == ["សួស្តី 012 345 678"] * 5
+    assert not list((log.folder / ".open").iterdir())
+
+
+def test_records_are_their_owners_alone_to_read(log):
+    before = os.umask(0o022)
+    try:
+        record = Record(log, "/v1/chat/completions", BODY, "k")
+        record.append(PIECE.encode())
+        record.close("completed")
+    finally:
+        os.umask(before)
+    (file,) = log.folder.glob("????-??-??/*.json")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (log.folder, file.parent, file)]
+    assert modes == [0o700, 0o700, 0o600]
+
+
+def test_records_are_forgotten_after_their_time_whatever_cannot_be(log):
+    (log.folder / "2020-01-01").touch()  # no folder: it cannot be emptied
+    for day in ("2020-01-02", "2999-01-01", "not-a-day!"):
         (log.folder / day).mkdir()
-    log.forget_old()
-    assert sorted(folder.name for folder in log.folder.iterdir()) == [".open", "2999-01-01", "not-a-day!"]
+    assert list(log.forget_old()) == ["2020-01-01"]
+    left = sorted(folder.name for folder in log.folder.iterdir())
+    assert left == [".open", "2020-01-01", "2999-01-01", "not-a-day!"]
