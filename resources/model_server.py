@@ -20,6 +20,7 @@ from pydantic import Field
 from khmer_assets.foundation.processes import PortInUse, free_ports, stop_all
 from khmer_assets.server.engines import Engine, known_engines, require_engine
 from khmer_assets.server.gateway_process import GatewayProcess
+from khmer_assets.server.gateway_settings import GatewaySettings, descriptors_missing, tls_context
 from khmer_assets.server.kept_models import forget_models, keep_model, kept_model
 from khmer_assets.server.keys import secret
 from khmer_assets.server.state import (
@@ -102,6 +103,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         trained on the model of digest `base` are served with it.
         """
         with self._locked(say):
+            self._check_settings(say)
             engine = {**self._tuned(model), **self.engine}
             release = ModelVersion(digest=digest, max_model_length=max_model_length, engine=engine, base=base)
             return self._serve(release, model, say)
@@ -203,6 +205,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def resume(self, say: Say = print) -> None:
         """Serve again what was served last, after a stop or a restart of the machine."""
         with self._locked(say):
+            self._check_settings(say)
             self._resume(self._with_settings(self._state), say)
 
     def keep_serving(self) -> bool:
@@ -238,6 +241,13 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     def _gateway(self, settings: dict[str, Any]) -> GatewayProcess:
         return GatewayProcess(self._folder, self.host, self.port, bool(settings.get("tls_certificate")))
+
+    def _check_settings(self, say: Say) -> None:
+        """Raise `ModelServerError` for a certificate with which no gateway could start."""
+        settings = GatewaySettings.model_validate(self.gateway)
+        tls_context(settings)
+        if missing := descriptors_missing(settings):
+            say(missing)
 
     def _with_settings(self, state: ServerState) -> ServerState:
         """The state as the recipe wants its gateway, and running."""

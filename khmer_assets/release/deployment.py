@@ -1,10 +1,11 @@
 """Serving a release: the settings of the server, and the calls that assets and commands make."""
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Settings
 from khmer_assets.server.client import ask
@@ -17,8 +18,15 @@ ADAPTERS_A_STEP = 4  # that vLLM computes together; requests for more of them wa
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the largest
 
 
+def _is_address(host: str) -> str:
+    ip_address(host)
+    return host
+
+
 class Deployment(Settings):
-    """`question` is what `make run` asks the served model. `replicas`: engines behind the gateway.
+    """`host`, `port`: where the gateway listens. Beyond this machine (`0.0.0.0` is all its addresses) it must have a
+    certificate, or stand `behind_proxy`, which has one. `question` is what `make run` asks the served model.
+    `replicas`: engines behind the gateway.
 
     `max_model_length`: tokens, prompt and answer together. `replace`: a new release starts `beside` the old one, or
     `after` it, on a GPU with no room for both. `drain_seconds`: how long running answers may take to end on the old
@@ -26,6 +34,8 @@ class Deployment(Settings):
     where `serving_tuning` shall not choose.
     """
 
+    host: Annotated[str, AfterValidator(_is_address)] = "127.0.0.1"
+    behind_proxy: bool = False
     port: Annotated[int, Field(ge=1024, le=65535)] = 8000
     max_model_length: PositiveInt
     question: str
@@ -35,10 +45,20 @@ class Deployment(Settings):
     engine: dict[str, EngineValue] = {}
     gateway: GatewaySettings = GatewaySettings()
 
+    @model_validator(mode="after")
+    def _keys_travel_encrypted(self) -> "Deployment":
+        secure = self.gateway.tls_certificate is not None or self.behind_proxy
+        if not secure and not ip_address(self.host).is_loopback:
+            raise ValueError(
+                f"at the host {self.host} keys and texts would travel in the clear; set gateway.tls_certificate and "
+                "gateway.tls_key, or behind_proxy: true where a proxy before it speaks https"
+            )
+        return self
+
 
 def model_server(deployment: Deployment, adapter_ranks: list[int], state: Path) -> ModelServer:
     """The model server of the recipe, with its state in the folder `state` and room for adapters of these ranks."""
-    read = Deployment.model_fields.keys() - {"max_model_length", "question"}
+    read = Deployment.model_fields.keys() - {"behind_proxy", "max_model_length", "question"}
     # without nulls, which Dagster's configuration does not take in a map
     settings = deployment.model_dump(mode="json", include=read, exclude_none=True)
     if adapter_ranks:

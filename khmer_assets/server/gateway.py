@@ -9,16 +9,21 @@ and the running ones end where they began.
 
 import resource
 import socket
+import ssl
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvicorn
 
-from khmer_assets.server.gateway_settings import GatewaySettings, descriptors_missing
+from khmer_assets.foundation.files import file_version
+from khmer_assets.server.gateway_settings import GatewaySettings, descriptors_missing, tls_context
 from khmer_assets.server.http_protocol import BoundedProtocol
 from khmer_assets.server.request_log import write_log
 from khmer_assets.server.routes import application
 from khmer_assets.server.state import ModelServerError, ServerState
+
+RENEW_SECONDS = 5
 
 
 def main() -> None:
@@ -47,8 +52,34 @@ def main() -> None:
         timeout_graceful_shutdown=15,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        timeout_notify=RENEW_SECONDS,
     )
+    config.load()
+    if config.ssl is not None:
+        config.callback_notify = renewal(settings, config.ssl)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=number)])
+
+
+def renewal(settings: GatewaySettings, context: ssl.SSLContext) -> Callable[[], Awaitable[None]]:
+    """What to call now and then: new connections get the certificate's files as they are, once they are a pair."""
+    assert settings.tls_certificate is not None and settings.tls_key is not None, "https is spoken"
+    files = (settings.tls_certificate, settings.tls_key)
+    seen = [file_version(file) for file in files]
+
+    async def renew() -> None:
+        nonlocal seen
+        if (found := [file_version(file) for file in files]) == seen:
+            return
+        seen = found
+        try:
+            tls_context(settings)  # one of the files may not be written yet
+            context.load_cert_chain(*files)
+        except (ModelServerError, OSError) as error:
+            print(f"the former certificate is used: {error}", flush=True)
+        else:
+            print("the certificate was renewed", flush=True)
+
+    return renew
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def test_a_port_in_use_is_named_with_the_setting(server, empty_model):
     assert not server.status().running
 
 
+def test_an_address_of_another_machine_is_named_with_the_setting(server, empty_model):
+    server = server.model_copy(update={"host": "192.0.2.1"})
+    with pytest.raises(ModelServerError, match=r"cannot listen on port \d+ of 192\.0\.2\.1 .*serving\.host"):
+        server.deploy(empty_model, DIGESTS["a"], 256)
+
+
 def test_a_folder_without_a_model_is_refused(server, tmp_path):
     with pytest.raises(ModelServerError, match=r"expected a transformers model folder, found no config\.json"):
         server.deploy(tmp_path, DIGESTS["a"], 256)

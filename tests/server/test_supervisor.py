@@ -2,9 +2,11 @@
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -56,6 +58,48 @@ def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme, mo
         assert supervisor.children() != [gateway]
     finally:
         started.process.stop()
+
+
+@pytest.mark.parametrize(("host", "found_at"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")])
+def test_it_listens_where_it_is_told_to(tmp_path, host, found_at):
+    started = GatewayProcess(tmp_path / "server", host, free_port(), tls=False)
+    started.start()
+    try:
+        assert started.address == f"http://{found_at}:{started.port}"
+        wait_until(started.answers)
+    finally:
+        started.process.stop()
+
+
+def test_tls_is_switched_on_and_its_certificate_renewed_while_the_gateway_runs(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    plain, secure = (GatewayProcess(folder, "127.0.0.1", port, tls) for port in [free_port()] for tls in (False, True))
+    plain.start()
+    try:
+        wait_until(plain.answers)
+        supervisor = plain.process._process()
+        files = certificate(tmp_path)
+        ServerState(gateway=files).write(folder)
+        wait_until(secure.answers)
+        first = Path(files["tls_certificate"]).read_text()
+        place = ("127.0.0.1", secure.port)
+        assert ssl.get_server_certificate(place) == first
+        gateways = supervisor.children()
+        key = Path(files["tls_key"]).read_text()
+        Path(files["tls_key"]).write_text("half")
+        wait_until(lambda: "the former certificate is used" in plain.process.log.read_text())
+        assert ssl.get_server_certificate(place) == first
+        Path(files["tls_key"]).write_text(key)
+        certificate(tmp_path)
+        renewed = Path(files["tls_certificate"]).read_text()
+        wait_until(lambda: ssl.get_server_certificate(place) == renewed)
+        assert supervisor.children() == gateways
+        ServerState().write(folder)
+        wait_until(plain.answers)
+        assert plain.process._process() == supervisor
+    finally:
+        plain.process.stop()
 
 
 @pytest.fixture
