@@ -11,7 +11,7 @@ from types import ModuleType
 
 import dagster as dg
 
-from khmer_assets.commands import adapters, ask, benchmark, init, keys, resume, rollback, run, snapshot, stop, tune
+from khmer_assets.commands import adapters, ask, audit, benchmark, init, keys, resume, rollback, run, snapshot, stop, tune
 from khmer_assets.commands.materialization import MaterializationError
 from khmer_assets.foundation.home import HOME_VARIABLE, disk_fault, home
 from khmer_assets.foundation.processes import PortInUse
@@ -21,7 +21,7 @@ from khmer_assets.sources.rows import SourceError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (init, run, snapshot, stop, ask, resume, rollback, adapters, benchmark, tune, keys)
+    for module in (init, run, snapshot, stop, ask, resume, rollback, adapters, audit, benchmark, tune, keys)
 }
 
 

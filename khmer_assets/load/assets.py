@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
-from khmer_assets.foundation.plots import as_markdown
 from khmer_assets.foundation.settings import code_version
 from khmer_assets.load import serving_benchmark as benchmark
 from khmer_assets.load import serving_tuning as tuning
-from khmer_assets.load.usage import figures, read_records
+from khmer_assets.load import usage
 from resources.compute import Compute
 from resources.instance import GPU_POOL, ON_DEMAND
 from resources.model_server import ModelServer
@@ -35,17 +33,27 @@ def load_assets(
         "tags": ON_DEMAND,
     }
 
-    @dg.asset(group_name="serving", io_manager_key="frames", kinds={"parquet"}, code_version="1")
-    def audit_log(context: dg.AssetExecutionContext, model_server: ModelServer) -> pl.LazyFrame:
-        """A row a request that the gateway has answered: time, day, key, model, release, texts, tokens, seconds.
+    def former(asset: str, folders: Any) -> Path | None:
+        try:
+            return Path(folders.store.current(asset))
+        except MissingArtifact:
+            return None
 
-        Materialize it again for newer requests. A record that cannot be read is a row with outcome `unreadable`.
+    @dg.asset(group_name="serving", io_manager_key="folders", kinds={"parquet"}, tags=ON_DEMAND, code_version="2")
+    def audit_log(
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        model_server: ModelServer,
+        folders: dg.ResourceParam[Any],
+    ) -> Iterator[dg.Output[Path]]:
+        """`<day>.parquet`, a row a request that the gateway has answered: time, key, model, release, texts, tokens,
+        seconds; and `usage.md`. Materialize it again for newer requests.
+
+        A record that cannot be read is a row with outcome `unreadable`.
         """
-        log = read_records(Path(model_server.home) / "audit")
-        if (rows := log.collect()).height:
-            pictures = {name: dg.MetadataValue.md(as_markdown(figure)) for name, figure in figures(rows).items()}
-            context.add_output_metadata(pictures)
-        return log
+        records = Path(model_server.home) / "audit"
+        spec = usage.Spec(records=records, former=former("audit_log", folders))
+        yield from compute.materialize(context, usage.__name__, spec)
 
     @dg.asset(**on_demand, code_version=code_version(1, benchmark=benchmark_settings, seed=seed))
     def serving_benchmark(
@@ -58,10 +66,6 @@ def load_assets(
         tokenizer: Path,
     ) -> Iterator[dg.Output[Path]]:
         """`benchmark.json`, `benchmark.md` and plots: what users see of the served model, from one user to many."""
-        try:
-            former = folders.store.current("serving_benchmark")
-        except MissingArtifact:
-            former = None
         yield from compute.materialize(
             context,
             benchmark.__name__,
@@ -71,7 +75,7 @@ def load_assets(
                 release=json.loads((served_model / "endpoint.json").read_text())["digest"],
                 tokenizer=tokenizer,
                 chats=chat_dataset,
-                former=former,
+                former=former("serving_benchmark", folders),
                 settings=benchmark_settings,
                 seed=seed,
             ),

@@ -1,18 +1,28 @@
-"""The audit records as one table, and pictures of how the server is used and how fast it answers."""
+"""The audit records as a table, a Parquet file a day, and pictures of how the server is used and how fast it answers.
+
+A day whose records are those of the last time is taken over. Memory holds the names of one day's records and a batch.
+"""
 
 import json
-from collections.abc import Iterator
-from datetime import datetime
+import os
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow.parquet as pq
+from pydantic import BaseModel
 
-from khmer_assets.foundation.plots import new_figure
+from khmer_assets.foundation.files import link_file
+from khmer_assets.foundation.plots import as_markdown, new_figure
+from khmer_assets.foundation.tables import markdown_table
+from resources.payload import PayloadRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BATCH = 5_000  # records
+REPORT = "usage.md"
 TEXTS = ("id", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason", "error")
 SPOKEN = ("system_prompt", "user_input", "output", "parameters")  # what is no text is kept as JSON
 SECONDS = ("seconds_to_first_token", "seconds")
@@ -22,34 +32,72 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys((*TEXTS, *SPOKEN), pl.String),
     **dict.fromkeys(SECONDS, pl.Float64),
     **dict.fromkeys(TOKENS, pl.Int64),
+    "day": pl.Date,
 }
 
 
-def read_records(folder: Path) -> pl.LazyFrame:
-    """A row a record, oldest first, and its `day`. A file that is no record becomes a row with outcome `unreadable`."""
-    frame = pl.DataFrame(list(_rows(folder)), schema=SCHEMA, orient="row")
-    return frame.with_columns(day=pl.col("time").dt.date()).sort("time", "id").lazy()
+class Spec(BaseModel):
+    """The folder of the audit records, and the table as it was made the last time, if it was."""
+
+    records: Path
+    former: Path | None
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(folder.glob("????-??-??/*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            usage = record.get("usage") or {}
-            row = {name: record.get(name) for name in (*TEXTS, *SECONDS)}
-            row |= {name: _text(record.get(name)) for name in SPOKEN}
-            row |= {name: usage.get(name) for name in TOKENS}
-            row["time"] = datetime.fromisoformat(record["time"])
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            row = {"id": file.stem, "outcome": "unreadable", "error": f"{file}: {error!r}"}
-        yield {name: row.get(name) for name in SCHEMA}
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write `<day>.parquet` for each day that has records, oldest record first, and `usage.md`.
+
+    A file that is no record becomes a row with outcome `unreadable`. Without a day, `none.parquet` has no row.
+    """
+    read = 0
+    for folder in sorted(spec.records.glob("????-??-??")):
+        names = sorted((name for name in os.listdir(folder) if name.endswith(".json")), key=_time_in)
+        former = spec.former and spec.former / f"{folder.name}.parquet"
+        if former and former.exists() and pq.read_metadata(former).num_rows == len(names):  # records come, none changes
+            link_file(former, run.output / former.name)
+            continue
+        run.log(f"{folder.name}: {len(names):,} records")
+        read += len(names)
+        _write(run.output / f"{folder.name}.parquet", folder, names)
+    if not any(run.output.iterdir()):
+        _write(run.output / "none.parquet", spec.records, [])
+    days = by_day(pl.scan_parquet(run.output / "*.parquet"))
+    table = markdown_table(days)
+    (run.output / REPORT).write_text(f"# Answers by day\n\n{table}\n")
+    results: dict[str, Any] = {"records": int(days["answers"].sum()), "records_read": read, "by_day": table}
+    return results | {name: as_markdown(figure) for name, figure in figures(days).items() if days.height}
 
 
-def figures(log: pl.DataFrame) -> "dict[str, Figure]":
-    """`latency`: seconds to the first token and in all, by day. `usage`: answers and tokens by day."""
-    days = (
-        log.filter(pl.col("day").is_not_null())
-        .group_by("day")
+def _time_in(name: str) -> str:
+    return name.rpartition("_")[2]
+
+
+def _write(file: Path, folder: Path, names: list[str]) -> None:
+    with pq.ParquetWriter(file, _frame([]).schema, compression="zstd") as writer:
+        for start in range(0, len(names), BATCH):
+            writer.write_table(_frame([_row(folder / name) for name in names[start : start + BATCH]]))
+
+
+def _frame(rows: list[dict[str, Any]]) -> Any:
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row").to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _row(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        usage = record.get("usage") or {}
+        row = {name: record.get(name) for name in (*TEXTS, *SECONDS)}
+        row |= {name: _text(record.get(name)) for name in SPOKEN}
+        row |= {name: usage.get(name) for name in TOKENS}
+        row["time"] = datetime.fromisoformat(record["time"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        row = {"id": file.stem, "outcome": "unreadable", "error": f"{file}: {error!r}"}
+    return {name: row.get(name) for name in SCHEMA} | {"day": date.fromisoformat(file.parent.name)}
+
+
+def by_day(log: pl.LazyFrame) -> pl.DataFrame:
+    """A row a day: seconds to the first token and in all, answers, and tokens."""
+    return (
+        log.group_by("day")
         .agg(
             pl.col("seconds_to_first_token").median().alias("first token, median"),
             pl.col("seconds_to_first_token").quantile(0.95).alias("first token, 95 %"),
@@ -60,7 +108,12 @@ def figures(log: pl.DataFrame) -> "dict[str, Figure]":
             pl.sum("prompt_tokens", "completion_tokens"),
         )
         .sort("day")
+        .collect(engine="streaming")
     )
+
+
+def figures(days: pl.DataFrame) -> "dict[str, Figure]":
+    """`latency`: seconds to the first token and in all. `usage`: answers and tokens. Of the rows of `by_day`."""
     names = [f"{day:%m-%d}" for day in days["day"]]
     latency, usage = new_figure(), new_figure()
     axes = latency.add_subplot()

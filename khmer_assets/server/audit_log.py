@@ -217,6 +217,16 @@ class AuditLog:
         return value
 
 
+def find_record(folder: Path, identity: str) -> Path | None:
+    """The record of this id in the folder of all of them, the newest days first; None where there is none."""
+    for day in sorted(folder.glob("????-??-??"), reverse=True):
+        with os.scandir(day) as entries:  # a day may have a million
+            for entry in entries:
+                if entry.name.rpartition("_")[0].endswith(f"_{identity}"):
+                    return Path(entry.path)
+    return None
+
+
 def _write(descriptor: int, content: bytes) -> None:
     """Write all of it, or raise `OSError`: a disk that is nearly full takes a part and says nothing."""
     while (written := os.write(descriptor, content)) < len(content):
