@@ -4,6 +4,7 @@ Nothing is defined here. `dagster` loads `defs`; tests build their own with `bui
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from khmer_assets.tokenizer.assets import tokenizer_assets
 from resources.batches import RAY_VARIABLE, Batches
 from resources.compute import Compute
 from resources.console_logger import terminal_logger
+from resources.instance import STEPS
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
 from resources.vector_index import VectorIndex
 from sensors.redeploy import keep_serving_sensor, redeploy_sensor
+
+for category in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=category)
 
 
 def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
@@ -120,6 +125,10 @@ def build_definitions(
         },
         jobs=jobs,
         loggers={"console": terminal_logger},
+        # a step is a fork of a process that knows the graph, else it loads it by itself, for seconds
+        executor=dg.multiprocess_executor.configured(
+            {"max_concurrent": STEPS, "start_method": {"forkserver": {"preload_modules": [__name__]}}}
+        ),
         schedules=all_schedules(list(recipe.sources)),
         sensors=sensors,
     )

@@ -18,6 +18,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.settings import digest_of
 from resources.payload import FIGURES
 
@@ -107,7 +108,7 @@ def _run_in_child(
             log.seek(0)
             ending = "".join(log.readlines()[-40:])
             raise dg.Failure(
-                refusals[0] if refusals else f"{payload} ended with status {code}; the end of its output:\n{ending}",
+                refusals[0] if refusals else f"{payload} {how_it_ended(code)}; the end of its output:\n{ending}",
                 metadata={"log": dg.MetadataValue.path(log.name)},
                 allow_retries=not refusals,
             )

@@ -13,18 +13,23 @@ class _OwnLines(logging.Filter):
         return record.levelno >= logging.INFO and own
 
 
-@dg.logger
+@dg.logger(config_schema={"name": dg.Field(str, default_value="", description="What the lines are about.")})
 def terminal_logger(init_context: dg.InitLoggerContext) -> logging.Logger:
     """The default logger of every job."""
     logger = logging.Logger("khmer")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OriginalMessage())
+    name = init_context.logger_config["name"]
+    handler.setFormatter(_OriginalMessage(f"{name}: " if name else ""))
     handler.addFilter(_OwnLines())
     logger.addHandler(handler)
     return logger
 
 
 class _OriginalMessage(logging.Formatter):
+    def __init__(self, prefix: str):
+        super().__init__()
+        self._prefix = prefix
+
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None) or {}
-        return f"        {meta.get('orig_message', record.getMessage())}"
+        return f"        {self._prefix}{meta.get('orig_message', record.getMessage())}"

@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 import yaml
 
+from khmer_assets.foundation.workers import cores
+
 # tag of assets that are made when somebody asks for them, not when they are stale
 ON_DEMAND = {"khmer/on_demand": "true"}
 
@@ -16,6 +18,7 @@ SNAPSHOT = {"khmer/snapshot": "true"}
 GPU_POOL = "gpu"  # the pool of the assets that need the accelerator
 ASSETS_A_POOL = 1  # at a time
 RUNS = 4  # at a time
+STEPS = min(RUNS, cores())  # side by side: each may use all cores
 SETTINGS: dict[str, Any] = {
     "telemetry": {"enabled": False},
     "nux": {"enabled": False},  # no newsletter dialog before the first look at the graph
@@ -28,9 +31,11 @@ def dagster_home(home: Path) -> Path:
     """Dagster's home under the state folder, with the project's settings in it."""
     folder = home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "dagster.yaml.aside"
-    aside.write_text(yaml.safe_dump(SETTINGS))
-    os.replace(aside, folder / "dagster.yaml")
+    file, text = folder / "dagster.yaml", yaml.safe_dump(SETTINGS)
+    if not file.exists() or file.read_text() != text:
+        aside = folder / f"dagster.yaml.{os.getpid()}"
+        aside.write_text(text)
+        os.replace(aside, file)
     return folder
 
 

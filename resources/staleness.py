@@ -70,12 +70,12 @@ def causes(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list
     A `SNAPSHOT` is up to date while its settings are, and the artifacts that it was made from are still all there are.
     """
     found = _causes(instance, graph, artifact)
-    return [cause for cause in found if cause.kind != "input" or not _is_snapshot(graph, artifact)]
+    return [cause for cause in found if cause.kind != "input" or not is_snapshot(graph, artifact)]
 
 
 def causes_since_snapshot(instance: dg.DagsterInstance, graph: Any, artifact: Artifact) -> list[Cause]:
     """How the inputs of a `SNAPSHOT` have changed since it was taken; empty for other artifacts."""
-    if not _is_snapshot(graph, artifact):
+    if not is_snapshot(graph, artifact):
         return []
     return [cause for cause in _causes(instance, graph, artifact) if cause.kind == "input"]
 
@@ -94,7 +94,8 @@ def runs_of_versions(instance: dg.DagsterInstance, graph: Any) -> set[str]:
     return runs
 
 
-def _is_snapshot(graph: Any, artifact: Artifact) -> bool:
+def is_snapshot(graph: Any, artifact: Artifact) -> bool:
+    """Whether the artifact stays as it is when its inputs change."""
     return SNAPSHOT.items() <= graph.get(artifact[0]).tags.items()
 
 

@@ -5,14 +5,26 @@ A command's module has `HELP`, `add_arguments(parser)` and `main(arguments)`, wh
 
 import argparse
 import os
+import signal
 import sys
-import warnings
 from types import ModuleType
 
-import dagster as dg
-
-from khmer_assets.commands import adapters, ask, audit, benchmark, init, keys, resume, rollback, run, snapshot, stop, tune
+from khmer_assets.commands import (
+    adapters,
+    ask,
+    audit,
+    benchmark,
+    init,
+    keys,
+    resume,
+    rollback,
+    run,
+    snapshot,
+    stop,
+    tune,
+)
 from khmer_assets.commands.materialization import MaterializationError
+from khmer_assets.commands.run import AlreadyRunning
 from khmer_assets.foundation.home import HOME_VARIABLE, disk_fault, home
 from khmer_assets.foundation.processes import PortInUse
 from khmer_assets.foundation.settings import RecipeError
@@ -32,19 +44,18 @@ def main() -> int:
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     os.environ[HOME_VARIABLE] = str(home())  # one place for the processes that are started from here
     try:
         return int(COMMANDS[arguments.command].main(arguments))
-    except (RecipeError, SourceError, PortInUse, ModelServerError, MaterializationError) as error:
+    except (RecipeError, SourceError, PortInUse, ModelServerError, MaterializationError, AlreadyRunning) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the next run goes on from here", file=sys.stderr)
+        return 130
     except Exception as error:
         if (fault := disk_fault(error)) is None:
             raise
         print(fault, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the next run goes on from here", file=sys.stderr)
-        return 130

@@ -1,37 +1,66 @@
 """`khmer run`: brings the graph up to date and everything up, and asks the served model a question."""
 
 import argparse
-import resource
+import fcntl
+import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from khmer_assets.commands import services
 from khmer_assets.commands.materialization import Summary, materialize_stale
 from khmer_assets.commands.served import answer, server_of
+from khmer_assets.commands.steps import current
 from khmer_assets.foundation.home import home
 from khmer_assets.recipe import Recipe
 from khmer_assets.release.deployment import deploy, load_adapter
-from resources.instance import open_instance
 from resources.storage import MissingArtifact, Store, store_root
 
 HELP = "bring everything up to date, start the servers and ask the model a question"
 
 
+class AlreadyRunning(Exception):
+    """Another process brings the same graph up to date."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """Whether to tell only."""
+    parser.add_argument("--dry-run", action="store_true", help="tell what is missing or stale, and make nothing")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Materialize what is stale, start what is not running, ask the served model the recipe's question."""
-    from khmer_assets.definitions import build_definitions
+    with _alone(home()):
+        return _run(arguments.dry_run)
 
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises `AlreadyRunning` while another process is in here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise AlreadyRunning(f"`khmer run` is at work already ({lock.read()}); wait for it, or end it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.flush()
+        yield
+
+
+def _run(dry_run: bool) -> int:
     started = time.monotonic()
     recipe = Recipe.current()
-    defs = build_definitions(recipe)
-    instance = open_instance(home())
-    services.start()
-    summary = materialize_stale(defs, instance)
+    if dry_run:
+        summary = materialize_stale(current, home(), dry_run=True)
+        print(f"{summary.fresh} up to date")
+        return 0
+    services.start(recipe)
+    summary = materialize_stale(current, home())
     _tell(summary, time.monotonic() - started)
     store = Store(store_root(home()), home() / "cache")
     try:
@@ -60,10 +89,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(summary: Summary, seconds: float) -> None:
-    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"\n{len(summary.materialized)} materialized, {summary.fresh} up to date, {seconds:.0f} s, ", end="")
-    print(f"largest process {usage / 1024:,.0f} MB")
-    for name, reason in summary.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    for name, reason in summary.held_back.items():
-        print(f"held back: {name}, because {reason}", file=sys.stderr)
+    print(f"largest process {summary.peak_megabytes:,.0f} MB")
+    if summary.failed:
+        print(f"failed, as told above: {', '.join(summary.failed)}", file=sys.stderr)
+    if summary.held_back:
+        print(f"held back by that: {', '.join(summary.held_back)}", file=sys.stderr)

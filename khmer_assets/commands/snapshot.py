@@ -3,9 +3,8 @@
 import argparse
 
 from khmer_assets.commands.materialization import materialize
+from khmer_assets.commands.steps import current
 from khmer_assets.foundation.home import home
-from khmer_assets.recipe import Recipe
-from resources.instance import open_instance
 
 HELP = "take the corpus as it is now for the next training"
 
@@ -16,8 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Materialize training_mixture; what is trained on it is stale then."""
-    from khmer_assets.definitions import build_definitions
-
-    materialize(build_definitions(Recipe.current()), open_instance(home()), "training_mixture")
+    materialize(current, home(), "training_mixture")
     print("The training mixture holds the corpus as it is now. The next `khmer run` trains on it.")
     return 0

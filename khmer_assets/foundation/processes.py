@@ -110,6 +110,16 @@ class BackgroundProcess:
         return identity if isinstance(identity, dict) and identity.keys() == {"pid", "start_ticks", "boot"} else None
 
 
+def how_it_ended(code: int) -> str:
+    """What a process's exit code says, as `subprocess` gives it: its status, or the signal that killed it."""
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name
+    if -code == signal.SIGKILL:
+        return f"was killed ({name}), most often because memory ran out: free some, or make batches or models smaller"
+    return f"was killed ({name})"
+
+
 def stop_all(folder: Path, pattern: str, keep: tuple[str, ...] = ()) -> bool:
     """Stop the processes of `folder` whose names match `pattern` and are not in `keep`; True if one ran."""
     names = [file.stem for file in folder.glob(f"{pattern}.json") if file.stem not in keep]

@@ -1,209 +1,176 @@
-"""Only what is missing or stale is materialized, a failure holds back only what needs it, and dead runs are closed."""
+"""Only what is missing or stale is materialized, side by side where it can be; a failure holds back what needs it, and
+whoever stops a run is obeyed."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import polars as pl
 import pytest
 
-from khmer_assets.commands.materialization import (
-    PROCESS_TAG,
-    MaterializationError,
-    close_dead_runs,
-    materialize,
-    materialize_stale,
-)
-from resources.instance import ON_DEMAND, SNAPSHOT
-from resources.storage import FramesIOManager
-
-SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
+from khmer_assets.commands.materialization import MaterializationError, Summary, materialize, materialize_stale
+from khmer_assets.commands.steps import PROCESS_TAG, close_dead_runs
+from khmer_assets.foundation.home import PROJECT
+from resources.instance import open_instance
+from tests.commands.small_factory import SOURCES, Factory
 
 
-class Factory:
-    """A small graph in the shape of the real one: files, a table a source, a table of all, and a last step."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.executed: list[str] = []
-        self.setting = "1"
-        self.check_passes = True
-        self.interrupted = False
-        self.anthology = False
-        self.tags_of_mixed: dict[str, str] = {}
-        for source in SOURCES.get_partition_keys():
-            (folder / source).write_text(f"អត្ថបទ {source}")
-
-    def definitions(self) -> dg.Definitions:
-        @dg.observable_source_asset(partitions_def=SOURCES)
-        def source_files():
-            texts = {s: (self.folder / s) for s in SOURCES.get_partition_keys()}
-            return dg.DataVersionsByPartition({s: f.read_text() if f.exists() else "none" for s, f in texts.items()})
-
-        @dg.asset(partitions_def=SOURCES, deps=[source_files], io_manager_key="frames", code_version="1")
-        def raw(context: dg.AssetExecutionContext) -> pl.LazyFrame:
-            self.executed.append(f"raw {context.partition_key}")
-            file = self.folder / context.partition_key
-            if not file.exists():
-                raise dg.Failure(f"{file.name} is missing; put it back")
-            return pl.LazyFrame({"text": [file.read_text()]})
-
-        @dg.asset(partitions_def=SOURCES, io_manager_key="frames", code_version=self.setting)
-        def clean(context: dg.AssetExecutionContext, raw: pl.LazyFrame) -> pl.LazyFrame:
-            self.executed.append(f"clean {context.partition_key}")
-            return raw.with_columns(pl.col("text").str.strip_chars())
-
-        @dg.asset(io_manager_key="frames", code_version="1", tags=self.tags_of_mixed)
-        def mixed(clean: dict[str, pl.LazyFrame]) -> pl.LazyFrame:
-            self.executed.append("mixed")
-            return pl.concat(clean.values())
-
-        @dg.asset_check(asset=mixed, blocking=True)
-        def enough_text(mixed: pl.LazyFrame) -> dg.AssetCheckResult:
-            return dg.AssetCheckResult(passed=self.check_passes)
-
-        @dg.asset_check(asset=mixed, additional_ins={"now": dg.AssetIn("clean")})
-        def is_recent(mixed: pl.LazyFrame, now: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
-            new = len(set(pl.concat(now.values()).collect()["text"]) - set(mixed.collect()["text"]))
-            return dg.AssetCheckResult(passed=not new, description=f"{new} are new")
-
-        @dg.asset(io_manager_key="frames", code_version="1")
-        def model(mixed: pl.LazyFrame) -> pl.LazyFrame:
-            self.executed.append("model")
-            return mixed.head(1)
-
-        @dg.asset(io_manager_key="frames", code_version="1", tags=ON_DEMAND)
-        def speed(model: pl.LazyFrame) -> pl.LazyFrame:
-            self.executed.append("speed")
-            if self.interrupted:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(5)
-            return model
-
-        only_poems = dg.AssetIn(partition_mapping=dg.SpecificPartitionsPartitionMapping(["poems"]))
-
-        @dg.asset(io_manager_key="frames", code_version="1", ins={"clean": only_poems})
-        def anthology(clean: dict[str, pl.LazyFrame]) -> pl.LazyFrame:
-            self.executed.append("anthology")
-            return clean["poems"]
-
-        storage = FramesIOManager(root=str(self.folder / "store"), cache=str(self.folder / "cache"))
-        assets: list[Any] = [source_files, raw, clean, mixed, model, speed, *([anthology] if self.anthology else [])]
-        return dg.Definitions(assets=assets, asset_checks=[enough_text, is_recent], resources={"frames": storage})
-
-    def run(self, instance: dg.DagsterInstance):
-        self.executed.clear()
-        return materialize_stale(self.definitions(), instance, say=lambda _: None)
+@pytest.fixture(scope="session")
+def new_home(tmp_path_factory):
+    """A state folder whose database is made already, which takes seconds."""
+    home = tmp_path_factory.mktemp("new") / "home"
+    open_instance(home).dispose()
+    return home
 
 
 @pytest.fixture
-def factory(tmp_path):
-    return Factory(tmp_path)
+def factory(tmp_path, new_home):
+    made = Factory(tmp_path)
+    shutil.copytree(new_home, made.home)
+    for source in SOURCES.get_partition_keys():
+        (tmp_path / source).write_text(f"អត្ថបទ {source}")
+    return made
 
 
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
+def run(factory: Factory, dry_run: bool = False) -> Summary:
+    factory.said.clear()
+    return materialize_stale(factory.load, factory.home, factory.said.append, dry_run)
 
 
-def test_everything_runs_once_and_then_nothing(factory, instance):
-    assert not factory.run(instance).failed
-    assert factory.executed == ["raw news", "raw poems", "clean news", "clean poems", "mixed", "model"]
-    assert factory.run(instance).materialized == []
-    assert factory.executed == []
+def test_everything_runs_once_and_then_nothing(factory):
+    assert run(factory, dry_run=True).materialized == []
+    assert factory.said[0] == "to make: 6 of 6"
+    assert "  raw (news, poems): it was never made" in factory.said
+    assert factory.executed() == []
+    assert not run(factory).failed
+    assert factory.executed() == ["clean news", "clean poems", "mixed", "model", "raw news", "raw poems"]
+    assert run(factory) == Summary(fresh=6)
+    assert factory.executed() == []
 
 
-def test_a_changed_file_runs_its_source_and_what_depends_on_it(factory, instance):
-    factory.run(instance)
+def test_a_change_goes_on_as_far_as_it_changes_something(factory):
+    run(factory)
+    factory.executed()
     (factory.folder / "poems").write_text("កំណាព្យថ្មី")
-    factory.run(instance)
-    assert factory.executed == ["raw poems", "clean poems", "mixed", "model"]
-
-
-def test_a_change_without_effect_stops_where_it_has_none(factory, instance):
-    factory.run(instance)
-    (factory.folder / "poems").write_text("អត្ថបទ poems \n")
-    factory.run(instance)
-    assert factory.executed == ["raw poems", "clean poems"]
-
-
-def test_a_changed_setting_runs_what_reads_it(factory, instance):
-    factory.run(instance)
+    run(factory)
+    assert factory.said[:6] == [
+        "to make: 1 of 6",
+        "  raw (poems): source_files (poems) changed",
+        "and what is made of them, where they come out different:",
+        "  clean (poems)",
+        "  mixed",
+        "  model",
+    ]
+    assert factory.executed() == ["clean poems", "mixed", "model", "raw poems"]
+    (factory.folder / "poems").write_text("កំណាព្យថ្មី \n")
+    run(factory)
+    assert factory.executed() == ["clean poems", "raw poems"]
     factory.setting = "2"
-    factory.run(instance)
-    assert factory.executed == ["clean news", "clean poems"]
-
-
-def test_a_source_that_fails_does_not_stop_the_others(factory, instance):
-    (factory.folder / "news").unlink()
-    summary = factory.run(instance)
-    assert summary.failed == {"raw (news)": "news is missing; put it back"}
-    assert list(summary.held_back) == ["clean (news)"]
-    assert factory.executed == ["raw news", "raw poems", "clean poems", "mixed", "model"]
-
-
-def test_what_takes_one_partition_waits_for_that_one_alone(factory, instance):
-    factory.anthology = True
-    factory.run(instance)
-    (factory.folder / "news").unlink()
-    assert "anthology" not in factory.run(instance).held_back
-    (factory.folder / "poems").unlink()
-    summary = factory.run(instance)
-    assert summary.held_back["anthology"] == "raw (poems) failed"
-
-
-def test_a_failed_blocking_check_holds_back_what_follows_also_the_next_time(factory, instance):
-    factory.check_passes = False
-    for _ in range(2):
-        summary = factory.run(instance)
-        assert "model" not in factory.executed
-        assert summary.held_back == {"model": "the check of mixed 'enough_text' failed"}
-
-
-def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory, instance):
-    factory.run(instance)
-    assert "speed" not in factory.executed
-    materialize(factory.definitions(), instance, "speed")
-    assert factory.executed[-1] == "speed"
-
-
-def test_what_is_asked_for_and_fails_tells_its_reason(factory, instance):
-    with pytest.raises(MaterializationError, match=r"speed: .*model has not been materialized yet"):
-        materialize(factory.definitions(), instance, "speed")
-
-
-def test_ctrl_c_ends_what_was_asked_for(factory, instance):
-    factory.run(instance)
-    factory.interrupted = True
-    with pytest.raises(KeyboardInterrupt):
-        materialize(factory.definitions(), instance, "speed")
-
-
-def test_a_run_whose_process_died_is_closed(factory, instance):
-    job = factory.definitions().resolve_implicit_job_def_def_for_assets([dg.AssetKey("model")])
-    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: "0-0"})
-    close_dead_runs(instance)
-    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    run(factory)
+    assert factory.executed() == ["clean news", "clean poems"]
 
 
 def test_a_snapshot_stays_until_somebody_asks_for_it_or_a_source_is_there_for_the_first_time(factory):
-    factory.tags_of_mixed = SNAPSHOT
+    factory.snapshot = True
     (factory.folder / "poems").unlink()
-    said: list[str] = []
-    with dg.DagsterInstance.ephemeral() as instance:
-        factory.run(instance)
-        (factory.folder / "news").write_text("ព័ត៌មានថ្មី")
-        factory.executed.clear()
-        materialize_stale(factory.definitions(), instance, say=said.append)
-        assert sorted(factory.executed) == ["clean news", "raw news", "raw poems"]
-        assert any("mixed is a snapshot, and 1 are new; `khmer snapshot` takes a new one" in line for line in said)
-        materialize(factory.definitions(), instance, "mixed")
-        factory.run(instance)
-        assert factory.executed == ["raw poems", "model"]
-        (factory.folder / "poems").write_text("កំណាព្យ")
-        factory.run(instance)
-        assert factory.executed == ["raw poems", "clean poems", "mixed", "model"]
+    run(factory)
+    factory.executed()
+    (factory.folder / "news").write_text("ព័ត៌មានថ្មី")
+    run(factory)
+    assert factory.executed() == ["clean news", "raw news", "raw poems"]
+    assert "  mixed" not in factory.said, "it is not in the plan"
+    assert factory.said[-1] == "mixed is a snapshot, and 1 are new; `khmer snapshot` takes a new one"
+    materialize(factory.load, factory.home, "mixed")
+    run(factory)
+    assert factory.executed() == ["mixed", "model", "raw poems"]
+    (factory.folder / "poems").write_text("កំណាព្យ")
+    run(factory)
+    assert factory.executed() == ["clean poems", "mixed", "model", "raw poems"]
+
+
+def test_what_was_kept_and_set_aside_is_told(factory):
+    (factory.folder / "news").write_text("ល្អ\nអាក្រក់\n")
+    (factory.folder / "poems").write_text("អាក្រក់\n")
+    run(factory)
+    assert any(line.endswith("1 rows kept, 1 set aside") and "raw (news)" in line for line in factory.said)
+    (warning,) = [line.strip() for line in factory.said if "WARNING" in line]
+    assert warning.startswith("WARNING: raw (poems) set all of its rows aside; ")
+
+
+def test_a_failure_is_told_once_and_holds_back_only_what_needs_it(factory):
+    factory.anthology = True
+    (factory.folder / "news").unlink()
+    summary = run(factory)
+    assert summary.failed == {"raw (news)": "news is missing; put it back"}
+    assert list(summary.held_back) == ["clean (news)"]
+    assert factory.executed() == ["anthology", "clean poems", "mixed", "model", "raw news", "raw poems"]
+    assert len([line for line in factory.said if "news is missing" in line]) == 1
+    (factory.folder / "poems").unlink()
+    summary = run(factory)
+    assert summary.held_back["anthology"] == "raw (poems) failed"
+
+
+def test_a_failed_blocking_check_holds_back_what_follows_also_the_next_time(factory):
+    factory.check_passes = False
+    for _ in range(2):
+        summary = run(factory)
+        assert "model" not in factory.executed()
+        assert summary.held_back == {"model": "the check of mixed 'enough_text' failed"}
+
+
+def test_a_step_that_the_system_kills_is_told_as_such_and_the_others_go_on(factory):
+    factory.killed = "raw news"
+    summary = run(factory)
+    assert "SIGKILL" in summary.failed["raw (news)"]
+    assert "memory" in summary.failed["raw (news)"]
+    assert "model" in summary.materialized
+
+
+def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory):
+    with pytest.raises(MaterializationError, match=r"speed: .*model has not been materialized yet"):
+        materialize(factory.load, factory.home, "speed")
+    run(factory)
+    assert "speed" not in factory.executed()
+    materialize(factory.load, factory.home, "speed")
+    assert factory.executed() == ["speed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_a_run_is_obeyed_and_nothing_is_made_from_what_is_left(factory, number):
+    factory.slow = "clean poems"
+    factory.write()
+    script = (
+        "import sys; from pathlib import Path; from tests.commands.small_factory import Factory;"
+        "from khmer_assets.commands import COMMANDS, main, run;"
+        "from khmer_assets.commands.materialization import materialize_stale as make;"
+        "made = Factory(Path(sys.argv[1]), slow='clean poems');"
+        "run.main = lambda _: make(made.load, made.home); sys.argv[1:] = ['run']; sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(factory.folder)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+    )
+    begun = factory.folder / "executed"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (begun.exists() and "clean poems" in begun.read_text()):
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.strip().splitlines()[-1] == "stopped; the next run goes on from here"
+    assert "Traceback" not in told
+    assert "mixed" not in factory.executed()
+    instance = open_instance(factory.home)
+    assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED}
+    factory.slow = ""
+    assert {"clean (poems)", "mixed", "model"} <= set(run(factory).materialized)
+
+
+def test_a_run_whose_process_died_is_closed(factory):
+    instance = open_instance(factory.home)
+    job = factory.load().resolve_implicit_job_def_def_for_assets([dg.AssetKey("model")])
+    begun = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: "0-0"})
+    close_dead_runs(instance)
+    assert instance.get_run_by_id(begun.run_id).status == dg.DagsterRunStatus.CANCELED
