@@ -25,33 +25,57 @@ class Tier(Settings):
 
 
 class Bucket:
-    """An allowance of a minute, refilled steadily. What is taken may exceed what is left: then it is owed."""
+    """What was taken of an allowance of a minute, which is given back steadily. It may be more than the allowance."""
 
     def __init__(self, a_minute: float):
         self.a_minute = a_minute
-        self._left = a_minute
+        self._taken = 0.0
         self._at = time.monotonic()
+
+    def taken(self) -> float:
+        """What has not been given back yet."""
+        now = time.monotonic()
+        self._taken = max(0.0, self._taken - (now - self._at) * self.a_minute / MINUTE)
+        self._at = now
+        return self._taken
+
+    def resize(self, a_minute: float) -> None:
+        """Allow so much from now on; what was taken stays taken."""
+        self.taken()
+        self.a_minute = a_minute
 
     def wait(self, amount: float = 1) -> float:
         """Seconds until `amount` may be taken."""
-        now = time.monotonic()
-        self._left = min(self.a_minute, self._left + (now - self._at) * self.a_minute / MINUTE)
-        self._at = now
-        return max(0.0, (amount - self._left) * MINUTE / self.a_minute)
+        return max(0.0, (self.taken() + amount - self.a_minute) * MINUTE / self.a_minute)
 
     def take(self, amount: float) -> None:
         """Take it, whether or not it is there."""
-        self._left -= amount
+        self._taken = self.taken() + amount
+
+    def headers(self, of: str) -> dict[str, str]:
+        """What is left, and the seconds until all of it is there again, in the headers that OpenAI sends."""
+        taken = self.taken()
+        return {
+            f"x-ratelimit-limit-{of}": f"{self.a_minute:.0f}",
+            f"x-ratelimit-remaining-{of}": f"{max(0, int(self.a_minute - taken))}",
+            f"x-ratelimit-reset-{of}": f"{taken * MINUTE / self.a_minute:.3f}s",
+        }
 
 
 class Allowance:
     """What one key has left in this minute, and how many answers it is getting."""
 
     def __init__(self, tier: Tier):
-        self.tier = tier
         self.streams = 0
         self.requests = Bucket(tier.requests_a_minute)
         self.tokens = Bucket(tier.tokens_a_minute)
+        self.follow(tier)
+
+    def follow(self, tier: Tier) -> None:
+        """Let these be the limits from now on; what the key has used and is getting still counts."""
+        self.tier = tier
+        self.requests.resize(tier.requests_a_minute)
+        self.tokens.resize(tier.tokens_a_minute)
 
     def admit(self) -> None:
         """Count one more answer. Raises `Refused` (429) with the seconds to wait when the key has used what it may."""
@@ -73,27 +97,27 @@ class Allowance:
         """Whether the tier names the model."""
         return any(fnmatchcase(model, pattern) for pattern in self.tier.models)
 
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*`: what the key may use, has left, and when all of it is there again."""
+        return self.requests.headers("requests") | self.tokens.headers("tokens")
+
 
 class Allowances:
     """What all keys have left."""
 
     def __init__(self) -> None:
         self._tiers: dict[str, Tier] = {}
-        self._allowances: dict[str, Allowance] = {}
+        self._allowances: dict[tuple[str, str], Allowance] = {}  # by the key's id and its tier's name
 
     def follow(self, tiers: dict[str, Tier]) -> None:
-        """Let these be the tiers from now on; a key whose tier has not changed has left what it had."""
+        """Let these be the tiers from now on: a key keeps its counts in the tier of the same name."""
         self._tiers = tiers
-        self._allowances = {
-            identity: allowance
-            for identity, allowance in self._allowances.items()
-            if allowance.tier in self._tiers.values()
-        }
+        for (_, name), allowance in self._allowances.items():
+            if name in tiers:
+                allowance.follow(tiers[name])
 
     def of(self, identity: str, tier: str) -> Allowance:
         """What the key of this id has left. Raises `Refused` (403) when there is no such tier."""
         if (limits := self._tiers.get(tier)) is None:
             raise Refused(403, f"the tier of this key, {tier!r}, is no longer in the recipe (serving.gateway.tiers)")
-        if identity not in self._allowances:
-            self._allowances[identity] = Allowance(limits)
-        return self._allowances[identity]
+        return self._allowances.setdefault((identity, tier), Allowance(limits))
