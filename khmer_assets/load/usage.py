@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 BATCH = 5_000  # records
 REPORT = "usage.md"
-TEXTS = ("id", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason", "error")
+TEXTS = (
+    *("id", "request_id", "key_id", "user", "endpoint", "model", "release", "adapter", "outcome"),
+    *("finish_reason", "error"),
+)
 SPOKEN = ("system_prompt", "user_input", "output", "parameters")  # what is no text is kept as JSON
 SECONDS = ("seconds_to_first_token", "seconds")
 TOKENS = ("prompt_tokens", "completion_tokens")

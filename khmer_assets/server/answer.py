@@ -11,7 +11,6 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from khmer_assets.server import metrics
 from khmer_assets.server.audit_log import Record
 from khmer_assets.server.connections import Connection, Unreachable
 from khmer_assets.server.events import Events
@@ -25,7 +24,7 @@ from khmer_assets.server.requests import Body, Generation, StreamOptions
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 LOGGED = (
-    *("id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
+    *("id", "request_id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
     *("seconds", "seconds_to_first_token", "finish_reason"),
 )
 
@@ -41,12 +40,13 @@ class EngineFailure(Exception):
 class Answer:
     """One request on its way to an engine, and the answer on its way back. Starlette calls it as a response."""
 
-    def __init__(self, door: FrontDoor, path: str, body: Body, key: Key, allowance: Allowance | None):
+    def __init__(self, door: FrontDoor, path: str, body: Body, key: Key, allowance: Allowance | None, request_id: str):
         self.door = door
         self.path = path
         self.body = body
         self.allowance = allowance
-        self.record = Record(door.audit, path, body, key.id)
+        self.record = Record(door.audit, path, body, key.id, request_id)
+        self.answered_by = {"model": "", "adapter": "", "tier": key.tier}
         self.asked_for_usage = isinstance(body, Generation) and bool(
             body.stream_options and body.stream_options.include_usage
         )
@@ -89,12 +89,7 @@ class Answer:
 
     def _tell(self) -> None:
         fields = self.record.fields
-        metrics.LATENCY.labels(self.path).observe(fields["seconds"])
-        metrics.REQUESTS.labels(self.path, self.status).inc()
-        metrics.OUTCOMES.labels(self.outcome).inc()
-        usage = fields["usage"] or {}
-        for kind in ("prompt_tokens", "completion_tokens"):
-            metrics.TOKENS.labels(kind).inc(usage.get(kind) or 0)
+        self.door.metrics.answered(self.path, self.status, self.answered_by, fields)
         told = {name: fields[name] for name in LOGGED} | {"status": self.status, "tokens": self.record.tokens}
         log.info(json.dumps(told))
 
@@ -115,11 +110,10 @@ class Answer:
                 broken += 1
             log.warning(json.dumps({"engine": port, "id": self.record.id, "failure": failure}))
             door.balance.rest(port)
-            metrics.ENGINE_UP.labels(port).set(0)
             if self.started or broken >= MAX_ATTEMPTS:
                 raise Refused(502, "the engine broke off")
             tried.add(port)
-            metrics.RETRIES.inc()
+            door.metrics.retries.inc()
 
     async def _from(self, port: int, send: Send) -> None:
         """One attempt. Raises `Unreachable`, `EngineStarting`, `EngineFailure`, `ConnectionError` and `Refused`."""
@@ -130,12 +124,13 @@ class Answer:
             raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
         adapter = door.names[self.body.model]
         self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
-        update: dict[str, Any] = {"model": (adapter or release).names[1]}
+        version = (adapter or release).names[1]
+        self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
+        update: dict[str, Any] = {"model": version}
         if self.body.streams():
             update["stream_options"] = StreamOptions(include_usage=True)
         content = kind.content(self.body.model_copy(update=update))
         async with door.connections.asked(port, "POST", self.path, content) as response:
-            metrics.ENGINE_UP.labels(port).set(1)
             self.status = response.status
             if response.status == 503:
                 raise EngineStarting
@@ -145,7 +140,6 @@ class Answer:
                 await self._stream(response, send)
                 return
             answer = b"".join([piece async for piece in response])
-            self._note_first_byte()
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
                 self.error = answer[:500].decode(errors="replace")
@@ -162,7 +156,7 @@ class Answer:
             if not (events := self._kept(piece)):
                 continue
             if not self.started:
-                self._note_first_byte()
+                self.record.first_byte = time.monotonic()
                 await self._start(send, 200, "text/event-stream")
             await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
             await response.forward(self._pass_on)
@@ -187,16 +181,11 @@ class Answer:
         self.started = True
         headers = [
             (b"content-type", content_type.encode()),
-            (b"x-request-id", self.record.id.encode()),
             (b"x-khmer-release", str(self.record.fields["release"]).encode()),
         ]
         if adapter := self.record.fields["adapter"]:
             headers.append((b"x-khmer-adapter", adapter.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-
-    def _note_first_byte(self) -> None:
-        self.record.first_byte = time.monotonic()
-        metrics.FIRST_TOKEN.observe(self.record.first_byte - self.record.started)
 
     def _close(self) -> None:
         if not self.closed:

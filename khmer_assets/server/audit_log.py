@@ -52,7 +52,7 @@ class AuditSettings(Settings):
 class Record:
     """One request. `fields` is what the file will hold."""
 
-    def __init__(self, log: "AuditLog", path: str, body: Body, key: str):
+    def __init__(self, log: "AuditLog", path: str, body: Body, key: str, request_id: str | None = None):
         now = datetime.now(UTC)
         self.log = log
         self.id = secrets.token_hex(4)
@@ -63,8 +63,10 @@ class Record:
         self.body = body
         self.fields: dict[str, Any] = {
             "id": self.id,
+            "request_id": request_id or self.id,
             "time": now.isoformat(),
             "key_id": key,
+            "user": body.user,
             "endpoint": path,
             "model": body.model,
             "release": None,

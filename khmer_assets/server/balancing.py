@@ -29,6 +29,7 @@ class Balance:
     def __init__(self) -> None:
         self.ports: tuple[int, ...] = ()
         self.running: Counter[int] = Counter()  # requests, also those that end on engines of a former release
+        self.waiting = 0  # requests that have no engine
         self._resting: dict[int, float] = {}  # engines that could not be reached, and until when
 
     def follow(self, ports: tuple[int, ...]) -> None:
@@ -50,7 +51,11 @@ class Balance:
                 return min(fresh, key=lambda port: self.running[port])
             if now > deadline:
                 raise Refused(503, "no engine runs at the moment; try again later", retry_after=10)
-            await asyncio.sleep(LOOK_SECONDS)
+            self.waiting += 1
+            try:
+                await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                self.waiting -= 1
 
     @contextmanager
     def counted(self, port: int) -> Iterator[None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from khmer_assets.foundation.files import file_version
-from khmer_assets.server import metrics
 from khmer_assets.server.audit_log import AuditLog
 from khmer_assets.server.balancing import Balance
 from khmer_assets.server.connections import Connections
@@ -17,6 +16,7 @@ from khmer_assets.server.engine_kinds import EngineKind, kind_of
 from khmer_assets.server.gateway_settings import GatewaySettings
 from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import OWNER, Key, KeyFile, engine_key
+from khmer_assets.server.metrics import Metrics
 from khmer_assets.server.rate_limits import Allowance, Allowances
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
@@ -37,6 +37,7 @@ class FrontDoor:
         self.keys = KeyFile(self.folder)
         self.allowances = Allowances()
         self.balance = Balance()
+        self.metrics = Metrics()
         self._seen: tuple[int, int] | None = None
         self.refresh()
         self.connections = Connections(engine_key(self.folder))
@@ -61,10 +62,15 @@ class FrontDoor:
         self.settings = GatewaySettings.model_validate(self.state.gateway)
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
         self.allowances.follow(self.settings.tiers)
-        metrics.note_served(release.digest if release is not None else None, self.state.ports)
+        versions = (release, self.state.former, *self.state.adapters)
+        models = [version.names[1] for version in versions if version is not None]
+        self.metrics.follow(release.digest if release is not None else None, models, (*self.settings.tiers, OWNER))
 
-    def models(self) -> list[dict[str, Any]]:
-        """The served names, as /v1/models shows them: `root` is the digest of what answers, `parent` its model's."""
+    def models(self, allowance: Allowance | None) -> list[dict[str, Any]]:
+        """The names that a key may use, as /v1/models shows them.
+
+        `root` is the digest of what answers, `parent` that of the model it was trained on.
+        """
         if (release := self.state.release) is None:
             return []
         return [
@@ -78,34 +84,38 @@ class FrontDoor:
                 "max_model_len": release.max_model_length,
             }
             for name, adapter in self.names.items()
+            if allowance is None or allowance.may_use(name)
         ]
 
     def key_of(self, authorization: str) -> Key:
-        """The key in a request's header `Authorization`. Raises `Refused` (401) without a valid one."""
+        """The key in a request's header `Authorization`, perhaps a revoked one. Raises `Refused` (401) for no key."""
         scheme, _, text = authorization.partition(" ")
         if scheme.lower() != "bearer" or not text:
             raise Refused(401, "no API key: send the header `Authorization: Bearer KEY`", code="invalid_api_key")
         key = self.keys.find(text.strip())
         if key is None:
-            raise Refused(401, "this API key is unknown or revoked", code="invalid_api_key")
+            raise Refused(401, "this API key is unknown", code="invalid_api_key")
         return key
 
-    def admit(self, key: Key, body: Body) -> Allowance | None:
-        """Count a request of this key, and return what the key has left; None for the owner's, which has no limits.
+    def allowance_of(self, key: Key) -> Allowance | None:
+        """What the key has left; None for the owner's, which has no limits. Raises `Refused` (403) without its tier."""
+        return None if key.id == OWNER else self.allowances.of(key.id, key.tier)
 
-        Raises `Refused` for a model that is not served, what its engines cannot do, and what the key may not.
-        """
-        if body.model not in self.names:
-            message = f"there is no model {body.model!r}; served are {', '.join(self.names)}"
+    def check_model(self, name: str, allowance: Allowance | None) -> None:
+        """Raise `Refused` for a model that is not served (404), or that the key may not use (403)."""
+        if name not in self.names:
+            mine = ", ".join(model["id"] for model in self.models(allowance))
+            message = f"there is no model {name!r}; served are {mine}"
             raise Refused(404, message, code="model_not_found", parameter="model")
+        if allowance is not None and not allowance.may_use(name):
+            raise Refused(403, f"this key may not use {name}", code="model_not_allowed", parameter="model")
+
+    def admit(self, body: Body, allowance: Allowance | None) -> None:
+        """Count a request. Raises `Refused` for a model or a wish that cannot be served, and for what is used up."""
+        self.check_model(body.model, allowance)
         assert self.kind is not None, "a release has the names"
         self.kind.check(body)  # refused before it counts
         if sum(self.balance.running.values()) >= self.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
-        if key.id == OWNER:
-            return None
-        allowance = self.allowances.of(key.id, key.tier)
-        if not allowance.may_use(body.model):
-            raise Refused(403, f"this key may not use {body.model}", code="model_not_allowed", parameter="model")
-        allowance.admit()
-        return allowance
+        if allowance is not None:
+            allowance.admit()

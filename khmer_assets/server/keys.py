@@ -68,12 +68,12 @@ class KeyFile:
         raise LookupError(f"no key has the id {identity!r}; `keys list` shows all")
 
     def find(self, text: str) -> Key | None:
-        """The key that a user has sent, unless it is unknown or revoked."""
+        """The key that a user has sent, perhaps a revoked one; None for an unknown one."""
         self._refresh()
         prefix, _, rest = text.partition("-")
         identity = rest.partition("-")[0] if prefix == PREFIX else OWNER
         key = self._keys.get(identity)
-        if key is None or key.revoked or not hmac.compare_digest(_hash(text), key.sha256):
+        if key is None or not hmac.compare_digest(_hash(text), key.sha256):
             return None
         return key
 
@@ -84,7 +84,7 @@ class KeyFile:
             self._keys = {key.id: key for key in self.all()}
             if (owner := self.folder / "api_key").exists():
                 digest = _hash(owner.read_text().strip())
-                self._keys[OWNER] = Key(id=OWNER, name=OWNER, tier="", sha256=digest, created=datetime.now(UTC))
+                self._keys[OWNER] = Key(id=OWNER, name=OWNER, tier=OWNER, sha256=digest, created=datetime.now(UTC))
 
     @contextmanager
     def _changing(self) -> Iterator[list[Key]]:

@@ -25,7 +25,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    user: Unused = None
+    user: Annotated[str | None, Field(max_length=512, exclude=True)] = None  # the audit record's, not the engine's
 
     def texts(self) -> list[str]:
         """All that the model will read."""

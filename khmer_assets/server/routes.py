@@ -6,30 +6,35 @@ way to the user (`answer.py`).
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from khmer_assets.server import metrics
 from khmer_assets.server.answer import Answer
 from khmer_assets.server.connections import Unreachable
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response, read_body, with_bounded_head
 from khmer_assets.server.keys import Key
 from khmer_assets.server.openapi import description
+from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import BODIES, parse
 
 CHAT_PAGE = Path(__file__).parent / "chat_page.html"
 HOUSEKEEPING_SECONDS = 3600
+LOOK_SECONDS = 3.0  # for an engine to say that it is well: Prometheus waits 10 for all of them
+REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)  # of a client's that is kept: no text, and safe in any log
 
 
 def application(home: Path) -> ASGIApp:
@@ -61,15 +66,35 @@ def application(home: Path) -> ASGIApp:
             Route("/openapi.json", routes.openapi),
             Route("/", routes.page),
         ],
-        exception_handlers={
-            Refused: refuse,
-            HTTPException: refuse,
-            ClientDisconnect: refuse,
-            Exception: refuse,
-        },
+        exception_handlers=dict.fromkeys((Refused, HTTPException, ClientDisconnect, Exception), routes.refuse),
         lifespan=lifespan,
     )
-    return with_bounded_head(app)
+    return with_request_headers(with_bounded_head(app))
+
+
+def with_request_headers(app: ASGIApp) -> ASGIApp:
+    """The application, whose responses name their request, `x-request-id`, and what is left of its key's limits."""
+
+    async def named(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request = Request(scope)
+        given = request.headers.get("x-request-id", "")
+        request.state.id = given if REQUEST_ID.fullmatch(given) else None
+        request.state.key = request.state.allowance = None
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request.state.id or secrets.token_hex(4)
+                if request.state.allowance is not None:
+                    headers.update(request.state.allowance.headers())
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return named
 
 
 class Routes:
@@ -81,74 +106,96 @@ class Routes:
     async def generate(self, request: Request) -> Answer:
         """An answer of an engine."""
         door = self.door
-        key = self._let_in(request)
+        key, allowance = self._let_in(request)
         release = door.state.release
         if release is None:
             raise Refused(503, "nothing is served yet", retry_after=10)
         path = request.scope["path"]
         body = parse(BODIES[path], await read_body(request, door.settings), release.max_model_length)
-        return Answer(door, path, body, key, door.admit(key, body))
+        door.admit(body, allowance)
+        answer = Answer(door, path, body, key, allowance, request.state.id)
+        request.state.id = answer.record.fields["request_id"]
+        return answer
 
     async def models(self, request: Request) -> Response:
-        """All models."""
-        self._let_in(request)
-        return JSONResponse({"object": "list", "data": self.door.models()})
+        """The models that the key may use."""
+        _, allowance = self._let_in(request)
+        return JSONResponse({"object": "list", "data": self.door.models(allowance)})
 
     async def model(self, request: Request) -> Response:
         """One model."""
-        self._let_in(request)
+        _, allowance = self._let_in(request)
         name = request.path_params["name"]
-        for found in self.door.models():
-            if found["id"] == name:
-                return JSONResponse(found)
-        raise Refused(404, f"there is no model {name!r}", code="model_not_found", parameter="model")
+        self.door.check_model(name, allowance)
+        return JSONResponse(next(model for model in self.door.models(allowance) if model["id"] == name))
 
     async def health(self, request: Request) -> Response:
         """Whether an engine answers, and what each has to do."""
-        door = self.door
-        door.refresh()
-        engines = {str(port): await self._reachable(port) for port in door.state.ports}
+        engines = await self._engines()
         ok = any(engines.values())
-        running = {str(port): count for port, count in door.balance.running.items() if count}
-        release = door.state.release.digest if door.state.release else None
-        told = {"status": "ok" if ok else "unavailable", "release": release, "engines": engines, "running": running}
+        running = {str(port): count for port, count in self.door.balance.running.items() if count}
+        release = self.door.state.release
+        told = {
+            "status": "ok" if ok else "unavailable",
+            "release": release.digest if release is not None else None,
+            "engines": {str(port): well for port, well in engines.items()},
+            "running": running,
+        }
         return JSONResponse(told, 200 if ok else 503)
 
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
-        text = metrics.text(self.door.state.ports, self.door.balance.running)
+        balance = self.door.balance
+        text = self.door.metrics.text(await self._engines(), balance.running, balance.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""
         self.door.refresh()
-        return JSONResponse(description([model["id"] for model in self.door.models()]))
+        return JSONResponse(description(list(self.door.names)))
 
     async def page(self, request: Request) -> Response:
         """The chat page."""
         return FileResponse(CHAT_PAGE)
 
-    def _let_in(self, request: Request) -> Key:
-        self.door.refresh()
-        return self.door.key_of(request.headers.get("authorization", ""))
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """Any error in OpenAI's shape."""
+        headers: Mapping[str, str] = {}
+        if isinstance(error, HTTPException):
+            headers = error.headers or {}
+            error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        elif isinstance(error, ClientDisconnect):
+            error = Refused(400, "the request was not complete")
+        elif not isinstance(error, Refused):
+            error = Refused(500, "the gateway failed; its log tells why")
+        request.state.id = request.state.id or secrets.token_hex(4)
+        endpoint = request.url.path if request.url.path in BODIES else "other"
+        key: Key | None = request.state.key
+        self.door.metrics.refused(endpoint, error.status, key.tier if key else "")
+        told = {"request_id": request.state.id, "key_id": key and key.id, "endpoint": endpoint}
+        log.info(json.dumps(told | {"status": error.status, "code": error.code}))
+        response = error_response(error)
+        response.headers.update(headers)
+        return response
 
-    async def _reachable(self, port: int) -> bool:
+    def _let_in(self, request: Request) -> tuple[Key, Allowance | None]:
+        """The request's key, and what it has left. Raises `Refused` without a valid one."""
+        self.door.refresh()
+        key = request.state.key = self.door.key_of(request.headers.get("authorization", ""))
+        if key.revoked:
+            raise Refused(401, "this API key is revoked", code="invalid_api_key")
+        allowance = request.state.allowance = self.door.allowance_of(key)
+        return key, allowance
+
+    async def _engines(self) -> dict[int, bool]:
+        """Whether the engine on each port says now that it is well."""
+        self.door.refresh()
+        ports = self.door.state.ports
+        return dict(zip(ports, await asyncio.gather(*map(self._is_well, ports)), strict=True))
+
+    async def _is_well(self, port: int) -> bool:
         with suppress(Unreachable, ConnectionError, TimeoutError):
-            async with asyncio.timeout(5), self.door.connections.asked(port, "GET", "/health") as response:
+            async with asyncio.timeout(LOOK_SECONDS), self.door.connections.asked(port, "GET", "/health") as response:
                 await response.read()
                 return response.status == 200
         return False
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """Any error in OpenAI's shape."""
-    if isinstance(error, HTTPException):
-        error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    elif isinstance(error, ClientDisconnect):
-        error = Refused(400, "the request was not complete")
-    elif not isinstance(error, Refused):
-        error = Refused(500, "the gateway failed; its log tells why")
-    endpoint = request.url.path if request.url.path in BODIES else "other"
-    metrics.REQUESTS.labels(endpoint, error.status).inc()
-    log.info(json.dumps({"status": error.status, "endpoint": endpoint, "code": error.code}))
-    return error_response(error)

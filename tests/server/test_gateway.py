@@ -3,11 +3,8 @@
 import asyncio
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import openai
@@ -81,8 +78,6 @@ def test_the_asynchronous_openai_client_streams(gateway):
 def test_the_openai_client_lists_the_models(gateway):
     assert tuple(model.id for model in client(gateway).models.list()) == RELEASE.names
     assert client(gateway).models.retrieve("khmer").id == "khmer"
-    with pytest.raises(openai.NotFoundError):
-        client(gateway).models.retrieve("../../etc/passwd")
 
 
 def test_a_record_holds_what_was_asked_and_answered(gateway):
@@ -160,7 +155,7 @@ def test_a_text_of_any_length_is_tokenized_and_what_the_model_cannot_do_is_refus
 
 
 def test_unknown_paths_and_methods_have_openai_s_shape(gateway):
-    for path in ("/nothing", "/v1/../../secret", "/v1/chat/completions", "/audit/2026-01-01"):
+    for path in ("/nothing", "/v1/chat/completions", "/audit/2026-01-01"):
         response = httpx.get(gateway.address + path, trust_env=False)
         assert response.status_code in (404, 405)
         assert error_of(response)["message"]
@@ -315,28 +310,10 @@ def test_a_flood_of_headers_is_refused(gateway):
             assert flooding.recv(20).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
 
-def test_metrics_and_logs_tell_what_happened_but_neither_prompts_nor_keys(gateway, caplog):
+def test_the_log_tells_what_happened_but_neither_prompts_nor_keys(gateway, caplog):
     with caplog.at_level("INFO", logger="khmer.gateway"):
         post(gateway, chat())
         time.sleep(0.05)
-    text = httpx.get(f"{gateway.address}/metrics", trust_env=False).text
-    assert 'khmer_requests_total{endpoint="/v1/chat/completions",status="200"}' in text
-    assert f'digest="{RELEASE.digest}"' in text
     (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.name == "khmer.gateway"]
     assert line["status"] == 200 and line["tokens"] == 10
     assert QUESTION[0]["content"] not in caplog.text and gateway.key not in caplog.text
-
-
-def test_the_description_names_every_path_with_a_schema(gateway):
-    document = httpx.get(f"{gateway.address}/openapi.json", trust_env=False).json()
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"} <= set(document["paths"])
-    assert "messages" in document["components"]["schemas"]["Chat"]["required"]
-
-
-@pytest.mark.slow
-def test_schemathesis_finds_no_failure(gateway):
-    program = Path(sys.executable).with_name("schemathesis")
-    command = [str(program), "run", f"{gateway.address}/openapi.json", "-H", f"Authorization: Bearer {gateway.key}"]
-    command += ["--checks", "not_a_server_error", "-n", "50", "--phases", "coverage,fuzzing"]
-    found = subprocess.run(command, cwd=gateway.home, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout[-3000:]
