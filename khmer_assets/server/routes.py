@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -69,6 +69,7 @@ def application(home: Path) -> ASGIApp:
         exception_handlers=dict.fromkeys((Refused, HTTPException, ClientDisconnect, Exception), routes.refuse),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # else /health/ is answered with the name of any host that was sent
     return with_request_headers(with_bounded_head(app))
 
 
@@ -156,7 +157,7 @@ class Routes:
 
     async def page(self, request: Request) -> Response:
         """The chat page."""
-        return FileResponse(CHAT_PAGE)
+        return HTMLResponse(CHAT_PAGE.read_bytes())
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Any error in OpenAI's shape."""

@@ -71,8 +71,13 @@ class Vllm:
         return body.model_dump_json(exclude_none=True).encode()
 
     def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
-        """None: vLLM tells errors as OpenAI does, but for paths that it does not have for a model."""
-        return None if b'"error"' in answer else Refused(status, f"the served model does not answer {path}")
+        """The error that vLLM has answered, as OpenAI would tell it: vLLM's `code` is the status, a number."""
+        try:
+            error = json.loads(answer)["error"]
+            message, parameter = str(error["message"]), error.get("param")
+        except (ValueError, KeyError, TypeError, AttributeError):  # a path that it does not have for a model
+            return Refused(status, f"the served model does not answer {path}")
+        return Refused(status, message, parameter=parameter if isinstance(parameter, str) else None)
 
 
 def lora_module(folder: Path, adapter: AdapterVersion) -> dict[str, str]:

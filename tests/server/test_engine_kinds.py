@@ -37,11 +37,14 @@ def test_llama_cpp_is_told_what_to_serve_and_its_key_in_the_environment_alone(tm
     assert engine_key(tmp_path) not in command
 
 
-def test_vllm_gets_what_users_write_and_tells_errors_itself():
+def test_vllm_gets_what_users_write_and_its_errors_are_told_as_openai_would():
     body = Chat.model_validate({**FIELDS, "user": "sokha"})
     Vllm().check(body)
     assert json.loads(Vllm().content(body)) == FIELDS
-    assert Vllm().refusal(400, b'{"error": {"message": "too many tokens"}}', "/v1/completions") is None
-    refused = Vllm().refusal(404, b'{"detail": "Not Found"}', "/v1/embeddings")
-    assert refused is not None and refused.message == "the served model does not answer /v1/embeddings"
+    told = {"message": "too many tokens", "type": "BadRequestError", "param": "max_tokens", "code": 400}
+    refused = Vllm().refusal(400, json.dumps({"error": told}).encode(), "/v1/completions")
+    assert refused is not None and refused.body()["error"] == told | {"type": "invalid_request_error", "code": None}
+    for other in (b'{"detail": "Not Found"}', b'{"error": "Not Found"}', b"", b"[1]", b'"error"'):
+        refused = Vllm().refusal(404, other, "/v1/embeddings")
+        assert refused is not None and refused.message == "the served model does not answer /v1/embeddings"
     Vllm().check(Embeddings(model="khmer", input="សួស្តី"))
