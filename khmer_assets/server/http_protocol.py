@@ -100,6 +100,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def write_chunk(self, data: bytes) -> bool:
         """Send a piece of an answer that uvicorn has begun, as it would; whether the user can take more at once."""
+        if self.transport.is_closing():  # the user has left, which uvicorn will tell in a moment
+            return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not self.flow.write_paused
 
