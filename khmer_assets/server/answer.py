@@ -7,22 +7,24 @@ does not: whether a request is let in (`front_door.py`), which engine it gets (`
 import asyncio
 import json
 import time
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from khmer_assets.server.audit_log import Record
 from khmer_assets.server.connections import Connection, Unreachable
-from khmer_assets.server.events import Events
+from khmer_assets.server.events import Events, failure_in
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response
 from khmer_assets.server.keys import Key
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import Body, Generation, StreamOptions
+from khmer_assets.server.requests import Body, Chat, Generation
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
+# For limits, of answers whose users left before the engine had told any tokens: roughly what it has done for them.
+CHARACTERS_A_TOKEN = 3
+TOKENS_A_SECOND = 30
 LOGGED = (
     *("id", "request_id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
     *("seconds", "seconds_to_first_token", "finish_reason"),
@@ -55,10 +57,11 @@ class Answer:
         self.outcome = "failed"
         self.error: str | None = None
         self.closed = False
+        self.asked: float | None = None  # since when an engine has been working on it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until it is done, out of time, or nobody listens any more."""
-        self.write_chunk = scope["state"]["write_chunk"]
+        self.connection = scope["state"]["connection"]
         seconds = self.door.settings.request_seconds
         answering = asyncio.create_task(self._answer(send))
         listening = asyncio.create_task(_disconnected(receive))
@@ -69,6 +72,9 @@ class Answer:
             elif listening.done():
                 refused = None
                 self.outcome, self.status = "cancelled", 499
+                if self.connection.stalled:
+                    self.error = f"the reader took nothing for {self.connection.stall_seconds:g} s"
+                    self.door.metrics.stalled_readers.inc()
             else:
                 refused = Refused(504, f"no whole answer within {seconds:g} s")
             if refused:
@@ -96,23 +102,27 @@ class Answer:
     async def _answer(self, send: Send) -> None:
         """Try engines until one answers: nothing is lost while the user has got nothing."""
         door = self.door
+        deadline = self.record.started + door.settings.wait_seconds
         tried: set[int] = set()
         broken = 0
         while True:
-            port = await door.balance.engine(tried, door.settings.wait_seconds, door.refresh)
+            port = await door.balance.engine(tried, deadline)
             try:
                 with door.balance.counted(port):
                     return await self._from(port, send)
             except (Unreachable, EngineStarting):  # it has not begun with the request
-                failure = "the engine cannot be reached"
+                self.asked = None
+                door.leave_alone(port)
             except (ConnectionError, EngineFailure) as error:
-                failure = str(error) or repr(error)
+                self.asked = None
                 broken += 1
-            log.warning(json.dumps({"engine": port, "id": self.record.id, "failure": failure}))
-            door.balance.rest(port)
-            if self.started or broken >= MAX_ATTEMPTS:
-                raise Refused(502, "the engine broke off")
+                log.warning(json.dumps({"engine": port, "id": self.record.id, "failure": str(error) or repr(error)}))
+                if not await door.connections.healthy(port):  # else it was perhaps the request
+                    door.leave_alone(port)
+                if self.started or broken >= MAX_ATTEMPTS:
+                    raise Refused(502, "the engine broke off") from None
             tried.add(port)
+            door.refresh()
             door.metrics.retries.inc()
 
     async def _from(self, port: int, send: Send) -> None:
@@ -126,10 +136,8 @@ class Answer:
         self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
         version = (adapter or release).names[1]
         self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
-        update: dict[str, Any] = {"model": version}
-        if self.body.streams():
-            update["stream_options"] = StreamOptions(include_usage=True)
-        content = kind.content(self.body.model_copy(update=update))
+        content = kind.content(self.body.model_copy(update={"model": version}))
+        self.asked = time.monotonic()
         async with door.connections.asked(port, "POST", self.path, content) as response:
             self.status = response.status
             if response.status == 503:
@@ -140,6 +148,8 @@ class Answer:
                 await self._stream(response, send)
                 return
             answer = b"".join([piece async for piece in response])
+            if response.status == 200 and (failure := failure_in(answer)):
+                raise EngineFailure(failure)
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
                 self.error = answer[:500].decode(errors="replace")
@@ -153,15 +163,16 @@ class Answer:
     async def _stream(self, response: Connection, send: Send) -> None:
         self.events = Events(self.asked_for_usage)
         async for piece in response:
-            if not (events := self._kept(piece)):
-                continue
-            if not self.started:
-                self.record.first_byte = time.monotonic()
-                await self._start(send, 200, "text/event-stream")
-            await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
-            await response.forward(self._pass_on)
+            if events := self._kept(piece):
+                if not self.started:
+                    self.record.first_byte = time.monotonic()
+                    await self._start(send, 200, "text/event-stream")
+                await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
+                await response.forward(self._pass_on)
+            if self.events.failure is not None:
+                break
         if not self.events.ended:
-            raise EngineFailure("the stream has no end mark")
+            raise EngineFailure(self.events.failure or "the stream has no end mark")
         self.outcome = "completed"
         self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -175,7 +186,8 @@ class Answer:
 
     def _pass_on(self, piece: bytes) -> bool:
         events = self._kept(piece)
-        return not events or self.write_chunk(events)
+        more = not events or self.connection.write_chunk(events)
+        return more and self.events.failure is None
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
@@ -193,8 +205,18 @@ class Answer:
             try:
                 self.record.close(self.outcome, self.error)
             finally:
+                self.door.answering -= 1
                 if self.allowance is not None:
-                    self.allowance.release(self.record.tokens)
+                    self.allowance.release(self.record.tokens or self._estimate())
+
+    def _estimate(self) -> int:
+        """Tokens of an answer that its user did not wait for, of which the engine has told none."""
+        if self.outcome in ("completed", "refused") or self.asked is None or not isinstance(self.body, Generation):
+            return 0
+        most = (self.body.max_completion_tokens if isinstance(self.body, Chat) else None) or self.body.max_tokens
+        written = (time.monotonic() - self.asked) * TOKENS_A_SECOND
+        read = sum(map(len, self.body.texts())) / CHARACTERS_A_TOKEN
+        return round(read + (min(written, most) if most else written) * (self.body.n or 1))
 
 
 async def _disconnected(receive: Receive) -> None:

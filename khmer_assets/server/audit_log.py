@@ -22,7 +22,7 @@ from pydantic import AfterValidator
 from pydantic_core import from_json, to_json
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
-from khmer_assets.server.events import END_MARK
+from khmer_assets.server.events import has_ended
 from khmer_assets.server.requests import Body, Chat, Completion, Tokenization
 
 JOURNALS = ".open"
@@ -184,7 +184,7 @@ class AuditLog:
             return False
         if journal.suffix != ".json" or (self.folder / fields["time"][:10] / journal.name).exists():
             return False
-        whole = END_MARK in answer
+        whole = has_ended(answer)
         outcome = "completed" if whole else "interrupted"
         error = None if whole else "the gateway was killed"
         times = {"seconds_to_first_token": None, "seconds": None}
@@ -240,9 +240,15 @@ def read_answer(answer: bytes) -> dict[str, Any]:
     texts: dict[int, list[str]] = {}
     reasons: dict[int, str] = {}
     usage = None
+    until_now: dict[int, dict[str, int]] = {}  # by choice: what a stream has told while it was running
     for message in _messages(answer):
-        usage = message.get("usage") or usage
-        for choice in message.get("choices") or ():
+        choices = message.get("choices") or []
+        if told := message.get("usage") or _usage_of(message.get("timings")):
+            if len(choices) == 1:
+                until_now[choices[0].get("index", 0)] = told
+            else:
+                usage = told
+        for choice in choices:
             index = choice.get("index", 0)
             said = choice.get("delta") or choice.get("message") or choice
             texts.setdefault(index, []).append(said.get("content") or said.get("text") or "")
@@ -251,9 +257,25 @@ def read_answer(answer: bytes) -> dict[str, Any]:
     outputs = ["".join(texts[index]) for index in sorted(texts)]
     return {
         "output": outputs[0] if len(outputs) == 1 else outputs or None,
-        "usage": usage,
+        "usage": usage or _together(list(until_now.values())),
         "finish_reason": ",".join(reasons[index] for index in sorted(reasons)) or None,
     }
+
+
+def _usage_of(timings: dict[str, Any] | None) -> dict[str, int] | None:
+    """What llama.cpp tells while a stream is running, as a usage."""
+    if not timings:
+        return None
+    read, written = timings["cache_n"] + timings["prompt_n"], timings["predicted_n"]
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _together(usages: list[dict[str, int]]) -> dict[str, int] | None:
+    """The usage of all choices of one prompt."""
+    if len(usages) < 2:
+        return usages[0] if usages else None
+    read, written = usages[0]["prompt_tokens"], sum(usage.get("completion_tokens") or 0 for usage in usages)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _messages(answer: bytes) -> Iterator[dict[str, Any]]:

@@ -9,12 +9,13 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httptools
 
 CONNECT_SECONDS = 5.0
+HEALTH_SECONDS = 3.0  # for an engine to say that it is well: Prometheus waits 10 for all of them
 IDLE_SECONDS = 30.0  # vLLM closes idle connections later than that, llama.cpp sooner
 MAX_WAITING_BYTES = 65_536  # come from the engine but not yet sent on; then it is not read until they are
 
@@ -190,6 +191,14 @@ class Connections:
                 self._idle[port].append(connection)
             else:
                 connection.transport.abort()
+
+    async def healthy(self, port: int) -> bool:
+        """Whether the engine says now that it is well."""
+        with suppress(Unreachable, ConnectionError, TimeoutError):
+            async with asyncio.timeout(HEALTH_SECONDS), self.asked(port, "GET", "/health") as response:
+                await response.read()
+                return response.status == 200
+        return False
 
     def _kept(self, port: int) -> Connection | None:
         idle = self._idle[port]

@@ -32,7 +32,10 @@ class EngineKind(Protocol):
         """Raise `Refused` for what the engine cannot do."""
 
     def content(self, body: Body) -> bytes:
-        """The body in the engine's words. Raises `Refused` as `check` does."""
+        """The body in the engine's words, to which a stream tells in each event how many tokens were used until then.
+
+        Raises `Refused` as `check` does.
+        """
 
     def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
         """An error that the engine has answered, as OpenAI would tell it; None where the answer itself does."""

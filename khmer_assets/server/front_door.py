@@ -4,6 +4,7 @@ What belongs here: what is read again when `server.json` has changed, and who ma
 (`routes.py`), and a request on its way (`answer.py`).
 """
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import Body
 from khmer_assets.server.state import ModelServerError, ServerState
 
+LOOK_SECONDS = 0.25
+
 
 class FrontDoor:
     """The gateway but for HTTP. Its state lies in `home`, and `server.json` there says what is served."""
@@ -37,6 +40,7 @@ class FrontDoor:
         self.keys = KeyFile(self.folder)
         self.allowances = Allowances()
         self.balance = Balance()
+        self.answering = 0  # requests that were admitted and have not ended: with an engine, or waiting for one
         self.metrics = Metrics()
         self._seen: tuple[int, int] | None = None
         self.refresh()
@@ -115,7 +119,28 @@ class FrontDoor:
         self.check_model(body.model, allowance)
         assert self.kind is not None, "a release has the names"
         self.kind.check(body)  # refused before it counts
-        if sum(self.balance.running.values()) >= self.settings.max_requests:
+        if self.answering >= self.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
         if allowance is not None:
             allowance.admit()
+        self.answering += 1
+
+    def leave_alone(self, port: int) -> None:
+        """Give an engine no requests until it says that it is well."""
+        if self.balance.rest(port):
+            log.warning(json.dumps({"engine": port, "state": "not well"}))
+
+    async def look(self) -> None:
+        """Look for all requests that wait: for another `server.json`, and for engines that are well again."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                self.refresh()
+                rested = self.balance.rested()
+                healthy = await asyncio.gather(*map(self.connections.healthy, rested))
+                for port, well in zip(rested, healthy, strict=True):
+                    if well:
+                        self.balance.wake(port)
+                        log.warning(json.dumps({"engine": port, "state": "well again"}))
+            except Exception as error:  # of one look, perhaps at a file that is just being mended
+                log.error(json.dumps({"error": repr(error)}), exc_info=error)

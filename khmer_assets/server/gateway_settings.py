@@ -19,9 +19,9 @@ from khmer_assets.server.state import ModelServerError
 class GatewaySettings(AuditSettings, Waiting):
     """The front door: what each tier of keys may use, and what it takes on of all of them together.
 
-    `max_requests`: with engines at a time. A body must be whole after `body_seconds`, an answer after
-    `request_seconds`. `tls_certificate`, `tls_key`: PEM files; then the gateway speaks https. They are read again when
-    they are renewed.
+    `max_requests`: at a time, those that wait for an engine too. A body must be whole after `body_seconds`, an answer
+    after `request_seconds`. `tls_certificate`, `tls_key`: PEM files; then the gateway speaks https. They are read again
+    when they are renewed.
     """
 
     tiers: dict[Name, Tier] = {"standard": Tier()}

@@ -4,6 +4,7 @@ What belongs here: bounds on heads, bodies and the time that they take. What doe
 """
 
 import asyncio
+import socket
 from typing import Any
 
 from starlette.requests import Request
@@ -57,15 +58,23 @@ def with_bounded_head(app: ASGIApp) -> ASGIApp:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's, for senders that never finish: a head that is too long or a request that takes too long ends it."""
+    """uvicorn's, for senders that never finish and readers that never read.
+
+    A head that is too long or a request that takes too long ends it, and so do bytes that are not taken for
+    `stall_seconds`: the kernel, which alone knows, aborts the connection.
+    """
 
     seconds = 60.0
+    stall_seconds = 30.0
+    stalled = False  # whether it has ended so
 
     def connection_made(self, transport: Any) -> None:
         """A new connection must begin with a request."""
         self._head = 0
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
+        milliseconds = round(self.stall_seconds * 1000)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         super().connection_made(transport)
         self._arm()
 
@@ -95,7 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The body comes next."""
         self._in_head = False
-        self.scope["state"]["write_chunk"] = self.write_chunk
+        self.scope["state"]["connection"] = self
         super().on_headers_complete()
 
     def write_chunk(self, data: bytes) -> bool:
@@ -113,4 +122,5 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The end."""
         self._disarm()
+        self.stalled = isinstance(exc, TimeoutError)
         super().connection_lost(exc)

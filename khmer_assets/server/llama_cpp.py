@@ -91,6 +91,8 @@ def translated(body: Body) -> dict[str, Any]:
             fields["repeat_penalty"] = fields.pop("repetition_penalty")
         if body.seed is not None:
             fields["seed"] = body.seed % (2**32 - 1)  # of its 32 bits, all ones mean any seed
+        if body.stream:
+            fields |= {"stream_options": {"include_usage": True}, "timings_per_token": True}
     if isinstance(body, Chat) and body.logprobs:
         fields["top_logprobs"] = body.top_logprobs or 1  # none would be 20 of them, and 0 no log probabilities at all
     return fields

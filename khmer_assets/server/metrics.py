@@ -40,6 +40,7 @@ class Metrics:
         self.seconds = histogram("request_seconds", "Until the last byte", "endpoint", *ANSWERED_BY)
         self.first_token = histogram("first_token_seconds", "Until the first piece of a stream", *ANSWERED_BY)
         self.retries = counter("retries", "Requests given to another engine")
+        self.stalled_readers = counter("stalled_readers", "Answers whose readers took nothing any more")
         self.running = gauge("running_requests", "Requests with an engine now", "engine")
         self.waiting = gauge("waiting_requests", "Requests that wait for an engine now")
         self.engine_up = gauge("engine_up", "Whether an engine says that it is well", "engine")

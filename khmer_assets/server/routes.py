@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -21,7 +21,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from khmer_assets.server.answer import Answer
-from khmer_assets.server.connections import Unreachable
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response, read_body, with_bounded_head
 from khmer_assets.server.keys import Key
@@ -33,7 +32,6 @@ from khmer_assets.server.requests import BODIES, parse
 
 CHAT_PAGE = Path(__file__).parent / "chat_page.html"
 HOUSEKEEPING_SECONDS = 3600
-LOOK_SECONDS = 3.0  # for an engine to say that it is well: Prometheus waits 10 for all of them
 REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)  # of a client's that is kept: no text, and safe in any log
 
 
@@ -52,9 +50,10 @@ def application(home: Path) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         if settled := door.audit.settle():
             log.warning(json.dumps({"settled": settled}))
-        keeping = asyncio.create_task(housekeeping())
+        tasks = [asyncio.create_task(work) for work in (housekeeping(), door.look())]
         yield
-        keeping.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = Starlette(
         routes=[
@@ -192,11 +191,4 @@ class Routes:
         """Whether the engine on each port says now that it is well."""
         self.door.refresh()
         ports = self.door.state.ports
-        return dict(zip(ports, await asyncio.gather(*map(self._is_well, ports)), strict=True))
-
-    async def _is_well(self, port: int) -> bool:
-        with suppress(Unreachable, ConnectionError, TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS), self.door.connections.asked(port, "GET", "/health") as response:
-                await response.read()
-                return response.status == 200
-        return False
+        return dict(zip(ports, await asyncio.gather(*map(self.door.connections.healthy, ports)), strict=True))

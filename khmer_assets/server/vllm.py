@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import engine_key
@@ -67,8 +69,11 @@ class Vllm:
         """It does all that `requests.py` lets through, or says itself why not."""
 
     def content(self, body: Body) -> bytes:
-        """The body as users write it."""
-        return body.model_dump_json(exclude_none=True).encode()
+        """The body as users write it, but for what a stream tells of tokens."""
+        fields = body.model_dump(exclude_none=True)
+        if body.streams():
+            fields["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        return to_json(fields)
 
     def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
         """The error that vLLM has answered, as OpenAI would tell it: vLLM's `code` is the status, a number."""

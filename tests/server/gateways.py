@@ -23,23 +23,31 @@ from khmer_assets.server.state import ModelVersion, ServerState
 
 WORDS = ("ភ្នំ", "ពេញ", "។")
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+# all that vLLM says of a message
+EMPTY = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+MESSAGE = {"role": "assistant", "content": "".join(WORDS), **EMPTY}
 RELEASE = ModelVersion(digest="a" * 16, max_model_length=64)
 
 
 class StandIn:
     """Answers like an engine.
 
-    `mood`: well, slow, broken (status 500), locked (401), refusing (400), dying (ends a stream early).
+    `mood`: well, slow, silent (nothing for ever), starting (status 503), broken (500), locked (401), refusing (400),
+    dying (ends a stream early), aborting (and says so), erring (an error and the end mark under status 200, as vLLM
+    does it), stillborn (the same before the first word), flooding (words for ever). `moods`: those of the next
+    answers. `healthy`: what /health says.
     """
 
     def __init__(self, folder: Path) -> None:
         self.mood = "well"
+        self.moods: list[str] = []
+        self.healthy = True
         self.asked: list[dict[str, Any]] = []
         self.gone = threading.Event()
         self.key = engine_key(folder)
         self.app = Starlette(
             routes=[
-                Route("/health", lambda _: Response()),
+                Route("/health", lambda _: Response(status_code=200 if self.healthy else 503)),
                 Route("/v1/chat/completions", self.answer, methods=["POST"]),
                 Route("/v1/completions", self.answer, methods=["POST"]),
                 Route("/tokenize", self.tokens, methods=["POST"]),
@@ -50,34 +58,50 @@ class StandIn:
         assert request.headers["authorization"] == f"Bearer {self.key}"
         body = await request.json()
         self.asked.append(body)
-        if self.mood == "broken":
+        mood = self.moods.pop(0) if self.moods else self.mood
+        if mood == "silent":
+            await asyncio.Event().wait()
+        if mood == "starting":
+            return JSONResponse({"error": {"message": "Loading model"}}, 503)
+        if mood == "broken":
             return JSONResponse({"error": {"message": "out of memory"}}, 500)
-        if self.mood == "locked":
+        if mood == "locked":
             return JSONResponse({"error": "Unauthorized"}, 401)
-        if self.mood == "refusing":
+        if mood == "refusing":
             return JSONResponse({"error": {"message": "too many tokens", "type": "BadRequestError"}}, 400)
         common = {"id": "1", "created": 1, "model": body["model"]}
         if body.get("stream"):
-            return StreamingResponse(self.pieces(common), media_type="text/event-stream")
-        if self.mood == "slow":
+            return StreamingResponse(self.pieces(common, body["stream_options"], mood), media_type="text/event-stream")
+        if mood == "slow":
             await asyncio.sleep(30)
-        choice = {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS)}, "finish_reason": "stop"}
+        reason = "abort" if mood == "aborting" else "stop"
+        choice = {"index": 0, "message": MESSAGE, "finish_reason": reason}
         return JSONResponse({**common, "object": "chat.completion", "choices": [choice], "usage": USAGE})
 
     async def tokens(self, request: Request) -> Response:
         return JSONResponse({"tokens": list((await request.json())["prompt"].encode())})
 
-    async def pieces(self, common: dict[str, Any]) -> Any:
+    async def pieces(self, common: dict[str, Any], options: dict[str, bool], mood: str) -> Any:
         common["object"] = "chat.completion.chunk"
         try:
             for number, word in enumerate(WORDS):
-                reason = "stop" if number == len(WORDS) - 1 else None
+                if mood == "stillborn" or (mood == "erring" and number):
+                    yield event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+                    break
+                while mood == "flooding":
+                    yield event({**common, "choices": [{"index": 0, "delta": {"content": "ក" * 20_000}}]})
+                    await asyncio.sleep(0)
+                last = number == len(WORDS) - 1
+                reason = ("abort" if mood == "aborting" else "stop") if last else None
                 choices = [{"index": 0, "delta": {"content": word}, "finish_reason": reason}]
-                yield event({**common, "choices": choices})
-                if self.mood == "dying":
+                used = {"prompt_tokens": 7, "total_tokens": 8 + number, "completion_tokens": 1 + number}
+                told = {"usage": used} if options.get("continuous_usage_stats") else {}
+                yield event({**common, "choices": choices, **told})
+                if mood == "dying":
                     raise ConnectionError("killed")
-                await asyncio.sleep(30 if self.mood == "slow" else 0)
-            yield event({**common, "choices": [], "usage": USAGE})
+                await asyncio.sleep(30 if mood == "slow" else 0)
+            else:
+                yield event({**common, "choices": [], "usage": USAGE})
             yield b"data: [DONE]\n\n"
         finally:
             self.gone.set()

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from khmer_assets.server.http_protocol import BoundedProtocol
 from khmer_assets.server.keys import KeyFile
 from khmer_assets.server.state import AdapterVersion, ModelVersion, ServerState
 from tests.server.gateways import RELEASE, USAGE, WORDS, front
@@ -201,29 +203,58 @@ def test_a_client_that_leaves_is_recorded_and_the_engine_stops(gateway):
     assert gateway.engines[0].gone.wait(5)
 
 
-def test_an_answer_that_breaks_off_ends_with_an_error_and_is_recorded(gateway):
-    gateway.engines[0].mood = "dying"
+@pytest.mark.parametrize("mood", ["dying", "erring", "aborting"])
+def test_an_answer_that_breaks_off_ends_with_an_error_and_is_a_failure(gateway, mood):
+    gateway.engines[0].mood = mood
     said = []
     with pytest.raises(openai.APIError, match="broke off"):
         for piece in client(gateway).chat.completions.create(**chat(stream=True)):
             said.append(piece.choices[0].delta.content)
-    assert said == [WORDS[0]]
-    assert gateway.record("failed")["output"] == WORDS[0]
+    assert said == list(WORDS[: len(said)]) and said
+    record = gateway.record("failed")
+    assert record["output"] == "".join(said)
+    assert record["usage"]["total_tokens"] == 7 + len(said)  # what was read and written until then
+    figures = httpx.get(f"{gateway.address}/metrics", trust_env=False).text
+    assert 'khmer_requests_total{endpoint="/v1/chat/completions",status="502"' in figures
+    assert 'khmer_answers_total{adapter="",model="khmer-aaaaaaaaaaaa",outcome="failed"' in figures
+    assert 'outcome="completed"' not in figures
 
 
-def test_an_answer_that_takes_too_long_is_ended(tmp_path):
+@pytest.mark.parametrize("mood", ["slow", "silent"])
+def test_an_answer_that_takes_too_long_is_ended(tmp_path, mood):
     with front(tmp_path, request_seconds=0.2) as gateway:
-        gateway.engines[0].mood = "slow"
-        assert post(gateway, chat()).status_code == 504
-
-
-@pytest.mark.parametrize("mood", ["broken", "locked"])
-def test_a_request_that_has_got_nothing_is_given_to_another_engine(tmp_path, mood):
-    with front(tmp_path, engines=2, dead=1) as gateway:
         gateway.engines[0].mood = mood
-        for stream in (False, True):
-            assert post(gateway, chat(stream=stream)).status_code == 200
+        assert post(gateway, chat()).status_code == 504
+        assert gateway.record("failed")["output"] is None
+
+
+@pytest.mark.parametrize("mood", ["broken", "locked", "stillborn", "starting", "aborting"])
+@pytest.mark.parametrize("engines", [1, 2])
+def test_a_request_that_has_got_nothing_is_tried_again_on_another_engine_if_there_is_one(tmp_path, mood, engines):
+    with front(tmp_path, engines=engines, dead=1) as gateway:
+        ways = {"stillborn": [True], "aborting": [False]}  # a stream that says so at its end has sent something
+        for stream in ways.get(mood, [False, True]):
+            gateway.engines[0].moods = [mood]
+            response = post(gateway, chat(stream=stream))
+            assert response.status_code == 200 and "error" not in response.text
         assert {record["outcome"] for record in gateway.records()} == {"completed"}
+        assert {record["output"] for record in gateway.records()} == {ANSWER}
+
+
+def test_an_engine_that_fails_one_request_goes_on_with_the_others_unless_it_is_not_well(tmp_path, caplog):
+    with front(tmp_path, engines=1, wait_seconds=0.5) as gateway:
+        (engine,) = gateway.engines
+        engine.moods = ["broken"] * 2
+        assert [post(gateway, chat()).status_code for _ in range(2)] == [502, 200]
+        assert "not well" not in caplog.text
+        engine.moods, engine.healthy = ["broken"] * 2, False
+        assert [post(gateway, chat()).status_code for _ in range(2)] == [503, 503]
+        assert len(engine.asked) == 4  # while it is not well, nobody asks it
+        assert caplog.text.count("not well") == 1
+        ServerState.read(gateway.folder).model_copy(update={"gateway": {}}).write(gateway.folder)
+        threading.Timer(0.5, lambda: setattr(engine, "healthy", True)).start()
+        engine.moods.clear()
+        assert post(gateway, chat()).status_code == 200
 
 
 def test_a_request_that_breaks_engines_is_given_up(tmp_path):
@@ -245,15 +276,34 @@ def test_the_engine_with_the_least_to_do_is_asked(tmp_path):
             stream.close()
 
 
-def test_without_an_engine_a_request_waits_for_one_and_then_is_refused(tmp_path):
-    with front(tmp_path, engines=1, wait_seconds=0.3) as gateway:
+@pytest.mark.parametrize("kind", ["none", "dead", "starting"])
+def test_without_an_engine_requests_wait_for_one_and_are_then_refused(tmp_path, kind, caplog):
+    with front(tmp_path, engines=1, wait_seconds=2, max_requests=3) as gateway:
         state = ServerState.read(gateway.folder)
-        state.model_copy(update={"ports": ()}).write(gateway.folder)
-        response = post(gateway, chat())
-        assert response.status_code == 503 and response.headers["retry-after"]
-        assert httpx.get(f"{gateway.address}/health", trust_env=False).status_code == 503
-        state.model_copy(update={"ports": (), "gateway": {"wait_seconds": 30}}).write(gateway.folder)
-        threading.Timer(0.3, lambda: state.write(gateway.folder)).start()
+        (engine,) = gateway.engines
+        engine.mood, engine.healthy = "starting", False
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            dead = closed.getsockname()[1]
+        ports = {"none": (), "dead": (dead,), "starting": tuple(gateway.ports)}[kind]
+        waiting = state.model_copy(update={"ports": ports})
+        waiting.write(gateway.folder)
+        with ThreadPoolExecutor(4) as users:
+            responses = list(users.map(lambda _: post(gateway, chat()), range(4)))
+        messages = sorted(error_of(response)["message"] for response in responses)
+        assert [message.partition(" at the moment")[0] for message in messages] == [
+            *["no engine runs"] * 3,
+            "too many requests",
+        ]
+        assert all(response.status_code == 503 and response.headers["retry-after"] for response in responses)
+        assert len([line for line in caplog.messages if '"engine"' in line]) <= 1  # not one a request or look
+        waiting.model_copy(update={"gateway": {"wait_seconds": 30}}).write(gateway.folder)
+        caplog.clear()
+
+        def serve() -> None:
+            engine.mood, engine.healthy = "well", True
+            state.write(gateway.folder)
+
+        threading.Timer(0.3, serve).start()
         assert post(gateway, chat()).status_code == 200
 
 
@@ -290,6 +340,48 @@ def test_an_adapter_is_chosen_by_name_until_it_is_retired(gateway):
     assert post(gateway, chat(model="khmer-poems")).status_code == 404
     state.model_copy(update={"release": release}).write(gateway.folder)
     assert "khmer-numbers" in error_of(post(gateway, chat(model="khmer-numbers")))["message"]
+
+
+@pytest.mark.parametrize("mood", ["silent", "slow"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_the_end_pays_for_what_was_done(tmp_path, mood, stream):
+    with front(tmp_path, tiers={"small": {"tokens_a_minute": 1000}}) as gateway:
+        _, key = KeyFile(gateway.folder).create("ដារ៉ា", "small")
+        gateway.engines[0].mood = mood
+        headers = {"Authorization": f"Bearer {key}"}
+        body = chat(stream=stream, messages=[{"role": "user", "content": "ភាសាខ្មែរ " * 100}])
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{gateway.address}/v1/chat/completions", json=body, headers=headers, timeout=1, trust_env=False)
+        record = gateway.record("cancelled")
+        gateway.engines[0].mood = "well"
+        left = int(post(gateway, chat(), key=key).headers["x-ratelimit-remaining-tokens"])
+        if stream and mood == "slow":  # the engine has told
+            assert record["usage"] == {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+            assert 980 < left <= 1000
+        else:
+            assert record["usage"] is None
+            assert left < 750
+
+
+def test_a_reader_that_stalls_is_dropped_and_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "stall_seconds", 1.0)
+    with front(tmp_path, tiers={"small": {"streams": 1, "tokens_a_minute": 1_000_000}}) as gateway:
+        _, key = KeyFile(gateway.folder).create("ដារ៉ា", "small")
+        gateway.engines[0].mood = "flooding"
+        with socket.socket() as stalling:
+            stalling.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalling.connect(("127.0.0.1", gateway.port))
+            body = json.dumps(chat(stream=True)).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}"
+            stalling.sendall(f"{head}\r\n\r\n".encode() + body)
+            assert "took nothing" in gateway.record("cancelled")["error"]
+            gateway.engines[0].mood = "well"
+            assert post(gateway, chat(), key=key).status_code == 200  # its only answer at a time
+            with pytest.raises(ConnectionResetError):
+                while stalling.recv(65_536):
+                    pass
+        figures = httpx.get(f"{gateway.address}/metrics", trust_env=False).text
+        assert "khmer_stalled_readers_total 1.0" in figures
 
 
 def test_a_slow_sender_is_told_and_then_dropped(tmp_path):
