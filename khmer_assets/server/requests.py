@@ -1,6 +1,7 @@
 """What users may ask of an engine: the request bodies, checked before an engine sees them, and refusals.
 
-A field that is not here is refused by name rather than dropped: several of vLLM's own can stop an engine.
+A field of a request that is not here is refused by name rather than dropped, unless it is empty: several of vLLM's own
+can stop an engine. Of a message, only what the model reads is read: clients send whole answers of any server again.
 """
 
 from typing import Annotated, Any, Literal
@@ -22,16 +23,26 @@ Text = Annotated[str, Field(max_length=16_777_216)]
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+EMPTY: list[Any] = [None, [], {}]
 Unused = Annotated[Any, Field(exclude=True)]  # what clients send for OpenAI's own bookkeeping
 
 
 class Body(BaseModel):
     """Strict: a number in quotes is no number. NaN and infinity are none either."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"additionalProperties": {"enum": EMPTY}}
+    )
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     user: Annotated[str | None, Field(max_length=512, exclude=True)] = None  # the audit record's, not the engine's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if name in cls.model_fields or value not in EMPTY}
 
     def texts(self) -> list[str]:
         """All that the model will read."""
@@ -88,26 +99,44 @@ class Generation(Body):
 class Part(BaseModel):
     """A piece of a message's text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
-    """One turn."""
+Content = Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
 
-    model_config = ConfigDict(extra="forbid", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
+class Turn(BaseModel):
+    """What all messages have in common."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    content: Content
     name: Annotated[str, Field(max_length=64)] | None = None
-    refusal: Unused = None
-    annotations: Unused = None
 
     def text(self) -> str:
         """All of it."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Message(Turn):
+    """A turn that says something."""
+
+    role: Literal["system", "developer", "user"]
+
+
+_TEXT_OR_NOTHING = BeforeValidator(
+    lambda content: "" if content is None else content, json_schema_input_type=Content | None
+)
+
+
+class AssistantMessage(Turn):
+    """A turn of the model: an answer as it came, which has no text where tools were called."""
+
+    role: Literal["assistant"]
+    content: Annotated[Content, _TEXT_OR_NOTHING] = ""
 
 
 class ResponseFormat(BaseModel):
@@ -121,7 +150,9 @@ class ResponseFormat(BaseModel):
 class Chat(Generation):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    messages: Annotated[
+        list[Annotated[Message | AssistantMessage, Field(discriminator="role")]], Field(min_length=1, max_length=1024)
+    ]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from khmer_assets.server.http_protocol import BoundedProtocol
 from khmer_assets.server.keys import KeyFile
 from khmer_assets.server.state import AdapterVersion, ModelVersion, ServerState
-from tests.server.gateways import RELEASE, USAGE, WORDS, front
+from tests.server.gateways import MESSAGE, RELEASE, USAGE, WORDS, front
 
 QUESTION = [{"role": "user", "content": "តើរាជធានីឈ្មោះអ្វី?"}]
 ANSWER = "".join(WORDS)
@@ -67,6 +67,29 @@ def test_the_openai_client_streams_without_seeing_what_it_has_not_asked_for(gate
     assert last.usage.total_tokens == USAGE["total_tokens"]
 
 
+def test_the_openai_client_sends_an_answer_again_as_the_next_turn(gateway):
+    messages = list(QUESTION)
+    answer = client(gateway).chat.completions.create(**chat()).choices[0].message
+    assert answer.to_dict().keys() == MESSAGE.keys()  # the empty ones too
+    called = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    elsewhere = {"role": "assistant", "content": None, "tool_calls": [called], "reasoning_content": "ខ្ញុំគិត"}
+    parts = [{"type": "text", "text": "អរគុណ", "cache_control": {"type": "ephemeral"}}]
+    messages += [answer, *QUESTION, elsewhere, {"role": "user", "content": parts}]
+    empty = {"tools": [], "logit_bias": {}, "reasoning_effort": None}
+    second = client(gateway).chat.completions.create(**chat(messages=messages, **empty))
+    assert second.choices[0].message.content == ANSWER
+    assert gateway.engines[0].asked[-1] == {
+        "model": RELEASE.names[1],
+        "messages": [
+            *QUESTION,
+            {"role": "assistant", "content": ANSWER},
+            *QUESTION,
+            {"role": "assistant", "content": ""},
+            {"role": "user", "content": [{"type": "text", "text": "អរគុណ"}]},
+        ],
+    }
+
+
 def test_the_asynchronous_openai_client_streams(gateway):
     async def ask() -> str:
         http = openai.DefaultAsyncHttpxClient(trust_env=False)
@@ -109,7 +132,9 @@ def test_a_record_holds_what_was_asked_and_answered(gateway):
         (b'{"model": "khmer", "temperature": NaN, "messages": []}', 400, "temperature"),
         (b'{"a":' * 5000, 400, "Invalid JSON"),
         (chat(messages=[]), 400, "messages"),
-        (chat(messages=[{"role": "wizard", "content": "x"}]), 400, "messages.0.role"),
+        (chat(messages=[{"role": "wizard", "content": "x"}]), 400, "messages.0: Input tag 'wizard'"),
+        (chat(messages=[{"role": "user", "content": None}]), 400, "messages.0.user.content"),
+        (chat(tools=[{"type": "function"}]), 400, "tools"),
         (chat(max_tokens="5"), 400, "max_tokens"),
         (chat(max_tokens=10**30), 400, "max_tokens"),
         (chat(temperature=-1), 400, "temperature"),
