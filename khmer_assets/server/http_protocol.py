@@ -108,7 +108,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def write_chunk(self, data: bytes) -> bool:
-        """Send a piece of an answer that uvicorn has begun, as it would; whether the user can take more at once."""
+        """Send a piece of an answer that uvicorn has begun, as it would; whether the user can take more at once.
+
+        A task would have to await `send` for each piece: that costs a tenth to a fifth more of the gateway's processor
+        time, also with the pieces of 15 ms joined.
+        """
         if self.transport.is_closing():  # the user has left, which uvicorn will tell in a moment
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
