@@ -3,7 +3,8 @@
     python -m benchmarks.gateway --users 32
 
 The model is as large as the recipe's and has random weights; each user streams answers of 64 tokens to Khmer prompts,
-one after the other. Rounds alternate, so that both see the same machine; figures are medians of the rounds.
+one after the other. Rounds alternate, so that both see the same machine; figures are medians of the rounds. The
+processor time that the gateway takes for an answer says more than the ratio, which changes with the machine.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import psutil
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.release.deployment import model_server
+from khmer_assets.server.events import Events
 from khmer_assets.server.keys import engine_key
 from khmer_assets.server.state import ServerState
 from resources.model_server import ModelServer
@@ -69,7 +71,7 @@ async def one_answer(session: aiohttp.ClientSession, address: str, key: str, pro
     """Stream one answer and note how it went."""
     body = {"model": "khmer", "messages": [{"role": "user", "content": prompt}], "stream": True}
     body |= {"max_tokens": ANSWER_TOKENS, "ignore_eos": True, "temperature": 0.7}
-    started, begun, ended = time.monotonic(), False, False
+    started, begun, events = time.monotonic(), False, Events(with_usage=True)
     try:
         headers = {"Authorization": f"Bearer {key}"}
         async with session.post(f"{address}/v1/chat/completions", json=body, headers=headers) as response:
@@ -82,10 +84,12 @@ async def one_answer(session: aiohttp.ClientSession, address: str, key: str, pro
                     begun = True
                     load.first_token.append(time.monotonic() - started)
                     load.ids.append(response.headers.get("x-request-id", ""))
-                ended = ended or b"data: [DONE]" in piece
+                events.whole(piece)
     except aiohttp.ClientError as error:
         load.errors.append(repr(error))
-    if ended:
+    if events.failure is not None:
+        load.errors.append(events.failure)
+    if events.ended:
         load.answers += 1
     elif begun:
         load.cut += 1
@@ -136,14 +140,18 @@ async def measure(server: ModelServer, users: int, rounds: int, seconds: float) 
         "gateway": (server.address, server.api_key()),
     }
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    gateway = gateway_process(server)
     for number in range(rounds + 1):
         for way, (address, key) in ways.items():
+            before = sum(gateway.cpu_times()[:2])
             load = await load_with(address, key, users, seconds)
+            computed = sum(gateway.cpu_times()[:2]) - before
             if number:  # the first round warms up
                 figures = {
                     "answers_per_second": load.answers / load.seconds,
                     "tokens_per_second": load.answers * ANSWER_TOKENS / load.seconds,
                     "ttft_ms": 1000 * statistics.median(load.first_token),
+                    "gateway_cpu_ms_an_answer": 1000 * computed / max(1, load.answers),
                     "failed": load.failed + load.cut,
                 }
                 seen[way].append(figures)
@@ -173,6 +181,7 @@ def main() -> None:
                     many["gateway"]["tokens_per_second"] / many["direct"]["tokens_per_second"], 3
                 ),
                 "ttft_added_ms": round(few["gateway"]["ttft_ms"] - few["direct"]["ttft_ms"], 2),
+                "gateway_cpu_ms_an_answer": round(many["gateway"]["gateway_cpu_ms_an_answer"], 2),
                 "failed": int(many["gateway"]["failed"] + few["gateway"]["failed"]),
             }
             if arguments.requests:

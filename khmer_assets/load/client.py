@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ FIGURES = (
     *RATES,
     *(f"{part}_{measure}_ms" for measure in MEASURES for part in ("mean", *(f"p{p}" for p in PERCENTILES))),
 )
+BACKEND = "openai-chat"
 KEY_VARIABLE = "KHMER_LOAD_KEY_"  # and the way's name in capitals
 
 
@@ -95,13 +96,29 @@ class LoadClient:
         return "vLLM's benchmark client ended; the end of its output:\n" + "\n".join(lines)
 
 
+def only_whole(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """vLLM's way to ask, for which an answer that ends with an error after its first token would be a success."""
+
+    async def asked(request_func_input: Any, **others: Any) -> Any:
+        answer = await ask(request_func_input=request_func_input, **others)
+        if answer.success and answer.output_tokens != request_func_input.output_len:
+            answer.success = False
+            expected, told = request_func_input.output_len, answer.output_tokens
+            answer.error = f"the answer broke off: expected {expected} tokens, told {told}"
+        return answer
+
+    return asked
+
+
 def main() -> None:
     """Read runs from stdin until it closes. What vLLM prints goes to stderr."""
     import asyncio
 
+    from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS
     from vllm.benchmarks.serve import add_cli_args, main_async
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    ASYNC_REQUEST_FUNCS[BACKEND] = only_whole(ASYNC_REQUEST_FUNCS[BACKEND])
     results, sys.stdout = sys.stdout, sys.stderr
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
@@ -109,7 +126,7 @@ def main() -> None:
         run = Run(**json.loads(line))
         os.environ["OPENAI_API_KEY"] = os.environ[KEY_VARIABLE + run.way.upper()]
         arguments = {
-            "backend": "openai-chat",
+            "backend": BACKEND,
             "endpoint": "/v1/chat/completions",
             "base-url": run.address,
             "model": run.model,

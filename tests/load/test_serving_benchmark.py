@@ -127,3 +127,20 @@ def test_a_client_that_breaks_tells_the_end_of_its_output(tmp_path):
     without_vllm = LoadClient(sys.executable, {"direct": "key"}, tmp_path / "log")
     with without_vllm as client, pytest.raises(LoadError, match="No module named 'vllm'"):
         client.measure(run)
+
+
+@pytest.mark.slow
+def test_an_answer_that_breaks_off_is_no_success_through_the_gateway_and_without_it(tmp_path, tokenizer):
+    python, _ = serving_benchmark.vllm_python()
+    prompts = serving_benchmark.write_prompts(list(QUESTIONS), tmp_path)
+    with front(tmp_path / "home") as gateway:
+        (engine,) = gateway.engines
+        keys = {"gateway": gateway.key, "direct": engine.key}
+        addresses = {"gateway": gateway.address, "direct": f"http://127.0.0.1:{gateway.ports[0]}"}
+        with LoadClient(python, keys, tmp_path / "log") as client:
+            for way, address in addresses.items():
+                engine.moods = ["well", "well", "erring", "well", "erring"]  # the first one warms up
+                asked = {"model": "khmer", "tokenizer": str(tokenizer), "prompts": str(prompts)}
+                result = client.measure(Run(way, address, **asked, users=1, requests=4, answer_tokens=3, seed=0))
+                assert (result["completed"], result["failed"]) == (2, 2)
+                assert "the answer broke off: expected 3 tokens" in result["error"]
