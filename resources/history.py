@@ -55,6 +55,7 @@ def forget_models(home: Path, count: int) -> int:
     for runs in by_name.values():
         with_model = [run.info for run in runs if client.list_artifacts(run.info.run_id, MODEL)]
         for info in with_model[count:]:
-            get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri(home)).delete_artifacts(MODEL)
+            files: Any = get_artifact_repository(info.artifact_uri, tracking_uri=tracking_uri(home))
+            files.delete_artifacts(MODEL)
             forgotten += 1
     return forgotten

@@ -2,11 +2,8 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
@@ -35,14 +32,6 @@ def waited(until: Callable[[], bool], seconds: float = GIVEN_UP_AFTER) -> float 
             return None
         time.sleep(0.02)
     return time.monotonic() - started
-
-
-def kill_family(process: psutil.Process) -> None:
-    """kill -9 a process and all that it started."""
-    with suppress(psutil.NoSuchProcess):
-        for member in [process, *process.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
 
 
 def small_recipe() -> Recipe:

@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks.chaos.kills import GIVEN_UP_AFTER, Kill, kill_family, new_folder, small_recipe, waited
-from benchmarks.gateway import Load, one_answer, prompts, random_model
+from benchmarks.chaos.kills import GIVEN_UP_AFTER, Kill, new_folder, small_recipe, waited
+from benchmarks.gateway import Load, gateway_process, one_answer, prompts, random_model
 from khmer_assets.compression import gguf
 from khmer_assets.foundation.processes import free_ports
 from khmer_assets.server.engines import known_engines
@@ -90,7 +90,8 @@ class Serving:
         time.sleep(self.chance.uniform(0, self.seconds + 3))
         name, victim = self._victim(deployment)
         killed = time.monotonic()
-        kill_family(victim)
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
         found = Kill(step, name)
         seconds = waited(self._answers)
         recovered = time.monotonic()
@@ -109,20 +110,17 @@ class Serving:
         return found
 
     def _victim(self, deployment: Any) -> tuple[str, psutil.Process]:
-        found = {}
+        found: dict[str, psutil.Process | None] = {}
         if deployment is not None and deployment.is_alive():
             found["deployment"] = psutil.Process(deployment.pid)
-        supervisor = self.server._process._process()
-        if supervisor is not None:
-            found["supervisor"] = supervisor
-            for child in supervisor.children():
-                if any("gateway" in word for word in child.cmdline()):
-                    found["gateway"] = child
+        with suppress(AssertionError, IndexError, psutil.NoSuchProcess):  # one of them is being started again
+            found["gateway"] = gateway_process(self.server)
+            found["supervisor"] = found["gateway"].parent()
         for engine in known_engines(Path(self.server.home) / "server"):
-            if (process := engine.process._process()) is not None:
-                found[f"engine {engine.port}"] = process
-        name = self.chance.choice(sorted(found))
-        return name.split()[0], found[name]
+            found[f"engine {engine.port}"] = engine.process._process()
+        living = {name: process for name, process in found.items() if process is not None}
+        name = self.chance.choice(sorted(living))
+        return name.split()[0], living[name]
 
 
 def deploy(server: ModelServer, model: Path, digest: str) -> None:

@@ -182,7 +182,9 @@ class _Run:
     def _evaluate_checks(self, key: dg.AssetKey) -> list[str]:
         """What the asset's checks say now that do not hold and block nothing."""
         checks = {check for check in self.graph.get_check_keys_for_assets({key}) if not self.graph.get(check).blocking}
-        job = self.defs.resolve_implicit_global_asset_job_def().get_subset(set(), asset_check_selection=checks)
+        job = self.defs.resolve_implicit_global_asset_job_def().get_subset(
+            asset_selection=set(), asset_check_selection=checks
+        )
         try:
             result = job.execute_in_process(
                 run_config={"loggers": {name: {} for name in job.loggers}}, instance=self.instance

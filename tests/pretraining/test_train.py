@@ -12,6 +12,7 @@ from khmer_assets.definitions import assets_by_stage
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.pretraining import packing, train
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.training import held_out
 from resources.payload import PayloadRun
 from tests.tiny_model import save_tiny_mixture, save_tiny_model
 
@@ -26,8 +27,8 @@ class OutOfMemory(PayloadRun):
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             size = int(status["VmSize"].split()[0]) * 1024 + 100_000_000
             resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
-            train.held_out.WINDOWS_A_BATCH = 10_000
-            train.held_out.LOGITS_AT_ONCE = 1 << 40
+            held_out.WINDOWS_A_BATCH = 10_000
+            held_out.LOGITS_AT_ONCE = 1 << 40
 
 
 def train_without_memory_to_score(folder: Path) -> None:
