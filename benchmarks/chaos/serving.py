@@ -114,8 +114,8 @@ class Serving:
         if deployment is not None and deployment.is_alive():
             found["deployment"] = psutil.Process(deployment.pid)
         with suppress(AssertionError, IndexError, psutil.NoSuchProcess):  # one of them is being started again
-            found["gateway"] = gateway_process(self.server)
-            found["supervisor"] = found["gateway"].parent()
+            gateway = gateway_process(self.server)
+            found |= {"gateway": gateway, "supervisor": gateway.parent()}
         for engine in known_engines(Path(self.server.home) / "server"):
             found[f"engine {engine.port}"] = engine.process._process()
         living = {name: process for name, process in found.items() if process is not None}
