@@ -80,11 +80,11 @@ class KeyFile:
     def _refresh(self) -> None:
         seen = (*file_version(self._file), *file_version(self.folder / "api_key"))
         if seen != self._seen:
-            self._seen = seen
             self._keys = {key.id: key for key in self.all()}
             if (owner := self.folder / "api_key").exists():
                 digest = _hash(owner.read_text().strip())
                 self._keys[OWNER] = Key(id=OWNER, name=OWNER, tier=OWNER, sha256=digest, created=datetime.now(UTC))
+            self._seen = seen  # not before: a file that cannot be read lets nobody in, until it is mended
 
     @contextmanager
     def _changing(self) -> Iterator[list[Key]]:

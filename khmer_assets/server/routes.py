@@ -167,6 +167,7 @@ class Routes:
         elif isinstance(error, ClientDisconnect):
             error = Refused(400, "the request was not complete")
         elif not isinstance(error, Refused):
+            log.error(json.dumps({"error": repr(error)}), exc_info=error)
             error = Refused(500, "the gateway failed; its log tells why")
         request.state.id = request.state.id or secrets.token_hex(4)
         endpoint = request.url.path if request.url.path in BODIES else "other"

@@ -105,6 +105,18 @@ def test_a_key_without_its_tier_is_refused_everywhere(gateway):
     assert ask(gateway, "/v1/models", key=key).status_code == ask(gateway, body=CHAT, key=key).status_code == 403
 
 
+def test_keys_that_cannot_be_read_let_nobody_in_and_the_log_tells_why(gateway, caplog):
+    file = gateway.folder / "keys.json"
+    file.write_text("half of a fi")
+    for _ in range(2):
+        response = ask(gateway, "/v1/models")
+        assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
+    failures = [record for record in caplog.records if record.name == "khmer.gateway" and record.levelname == "ERROR"]
+    assert len(failures) == 2 and all("list[Key]" in str(record.exc_info) for record in failures)
+    file.unlink()
+    assert ask(gateway, "/v1/models").status_code == 200
+
+
 def test_a_method_that_is_not_there_is_refused_with_those_that_are(gateway):
     response = httpx.put(f"{gateway.address}/v1/models", trust_env=False)
     assert response.status_code == 405 and "GET" in response.headers["allow"]
