@@ -5,8 +5,8 @@
 vLLM with a random model of the recipe's size stands behind it. Each request is sent with the owner's key, with one of a
 tier that is soon used up, with a revoked or an unknown one, with what is no key at all, or without any.
 `gateway_errors` are answers of status 500, and requests that got none; `engine_errors` those of 502 to 504, for which
-the engine is well throughout. `undescribed` are answers whose status, type, headers or body the description does not
-tell. All should be 0.
+the engine is well throughout; `errors_it_counts` are both in the gateway's own figures. `undescribed` are answers whose
+status, type, headers or body the description does not tell. All should be 0.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import load_all_checks
 from schemathesis.core.failures import FailureGroup
@@ -127,6 +128,14 @@ def one_request(case: Case, key: str | None, address: str, seen: Seen) -> None:
         seen.undescribed += [f"{endpoint}: {response.status_code}: {failure}" for failure in failures.exceptions]
 
 
+def errors_it_counts(address: str) -> int:
+    """How many requests the gateway's own figures say have failed, also where their users saw nothing of it."""
+    text = httpx.get(f"{address}/metrics", trust_env=False, timeout=60).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    failed = [s for s in samples if s.name == "khmer_requests_total" and s.labels["status"].startswith("5")]
+    return int(sum(sample.value for sample in failed))
+
+
 def main() -> None:
     """Send them, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,6 +154,7 @@ def main() -> None:
             started = time.monotonic()
             seen = fuzz(server.address, keys, arguments.requests, arguments.seed)
             seconds = time.monotonic() - started
+            counted = errors_it_counts(server.address)
         finally:
             server.stop()
     rows = [
@@ -162,6 +172,7 @@ def main() -> None:
         "answered": statuses["200"],
         "gateway_errors": statuses["500"] + statuses["none"],
         "engine_errors": sum(statuses[status] for status in ("502", "503", "504")),
+        "errors_it_counts": counted,
         "undescribed": len(seen.undescribed),
         "requests_per_second": round(statuses.total() / seconds, 1),
     }

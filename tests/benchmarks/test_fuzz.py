@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.fuzz import TIERS, fuzz, keys_of_all_kinds
+from benchmarks.fuzz import TIERS, errors_it_counts, fuzz, keys_of_all_kinds
 from tests.server.gateways import front
 
 REQUESTS = 1000
@@ -12,6 +12,7 @@ REQUESTS = 1000
 def test_no_request_makes_the_gateway_fail(tmp_path):
     with front(tmp_path, tiers=TIERS) as gateway:
         seen = fuzz(gateway.address, keys_of_all_kinds(gateway.folder, gateway.key), REQUESTS)
+        assert errors_it_counts(gateway.address) == 0
     statuses = {status for _, status in seen.answers}
     assert seen.answers.total() == REQUESTS and not seen.undescribed
     assert {"200", "400", "401"} <= statuses, "valid and invalid requests and keys were among them"
