@@ -1,5 +1,6 @@
 """What an entry of the catalogue says: its settings, checked, and the files that it names with their versions."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -63,7 +64,8 @@ def find_files(pattern: str, base: Path) -> list[UPath]:
         raise SourceError(f"{folders[0]} is a folder; name the files in it, as {example}")
     if found:
         raise SourceError(f"{found[0]} is a pipe or a device; name a file, which can be read again")
-    raise SourceError(f"nothing is at {place}; put the files there")
+    what = "a link to nothing" if place.protocol in ("", "file") and os.path.islink(place.path) else "nothing"
+    raise SourceError(f"{what} is at {place}; put the files there")
 
 
 def files_to_collect(

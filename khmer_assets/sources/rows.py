@@ -26,7 +26,7 @@ def require_text_column(columns: Sequence[str], texts: Sequence[str]) -> None:
     if texts and not set(texts) & set(columns):
         raise MissingColumn(
             f"there is no column {' or '.join(map(repr, texts))}; name the one with the texts as 'text' in settings: "
-            f"there are {', '.join(map(repr, columns)) or 'none'}"
+            f"there are {', '.join(map(repr, columns)) or 'none':.300}"
         )
 
 

@@ -51,15 +51,14 @@ TEXTS, PAGES, TABLES = (".txt", ".md"), (".html", ".htm"), (".jsonl", ".csv", ".
 FORMATS = (*TEXTS, *PAGES, *TABLES)
 # what a file that ends as a text is, where it begins with these bytes
 NO_TEXT = {
-    b"\x1f\x8b": "compressed with gzip: add .gz to its name",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: add .zst to its name",
+    b"\x1f\x8b": "compressed with gzip: let its name end in .gz, or unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: let its name end in .zst, or unpack it",
     b"BZh": "compressed with bzip2: unpack it, or compress it with gzip or zstd",
     b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip or zstd",
     b"PK\x03\x04": "a zip archive or an office document: unpack it, or save it as text",
     b"%PDF": "a PDF: save it as text",
     b"PAR1": "Parquet: let its name end in .parquet",
 }
-UTF_16 = "in UTF-16: set encoding: utf-16 in settings"
 PEEKED = 4_096  # bytes
 UTF_16_HIGH = (0.4, 0.9)  # the share of bytes that are 0 or, in Khmer, 0x17: the upper halves, and not much beside
 WHOLE_JSON = (
@@ -87,8 +86,9 @@ class FilesSettings(Settings):
     @classmethod
     def _known(cls, encoding: str) -> str:
         try:
+            "a".encode(encoding).decode(encoding, "surrogateescape")  # as files are read; base64 and idna cannot
             return codecs.lookup(encoding).name
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise ValueError("expected the name of a text encoding, for example utf-8 or utf-16") from None
 
 
@@ -211,18 +211,22 @@ def _text(stream: IO[bytes], settings: FilesSettings) -> io.TextIOWrapper:
     for magic, what in NO_TEXT.items():
         if begins.startswith(magic):
             raise NoText(f"is {what}")
-    if settings.encoding == "utf-8" and _is_utf_16(begins):
-        raise NoText(f"is {UTF_16}")
+    if settings.encoding == "utf-8" and (encoding := _utf_16(begins)):
+        raise NoText(f"is in UTF-16: set encoding: {encoding} in settings")
     newline = "\r" if b"\r" in begins and b"\n" not in begins else "\n"
     # bytes that are no characters become lone surrogates, which set their row alone aside
     return io.TextIOWrapper(buffered, settings.encoding, errors="surrogateescape", newline=newline)
 
 
-def _is_utf_16(begins: bytes) -> bool:
+def _utf_16(begins: bytes) -> str | None:
+    """The name of the encoding, where it is UTF-16."""
     if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return True
+        return "utf-16"
     least, most = UTF_16_HIGH
-    return least * len(begins) < begins.count(0) + begins.count(0x17) < most * len(begins)
+    even, odd = (half.count(0) + half.count(0x17) for half in (begins[::2], begins[1::2]))
+    if least * len(begins) < even + odd < most * len(begins):
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return None
 
 
 def _lines(stream: io.TextIOWrapper) -> Iterator[tuple[int, str, bool]]:
@@ -326,7 +330,11 @@ def _read_table(stream: io.TextIOWrapper, name: str, texts: list[str], delimiter
         place = f"{name}, line {first}"
         if header is None:
             header = row
+            if len(header) == 1 and header[0] not in texts and any(mark in header[0] for mark in ",;\t"):
+                raise MissingColumn(f"{header[0]!r:.100} is one field: commas part those of .csv, tabs those of .tsv")
             require_text_column(header, texts)
+            if twice := [text for text in texts if header.count(text) > 1]:
+                raise NoText(f"has the column {twice[0]!r} twice; rename one")
         elif row and len(row) != len(header):
             reason = f"has {len(row)} fields, and the header {len(header)}"
             yield failure("malformed_row", place, reason, "".join(raw))

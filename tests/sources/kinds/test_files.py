@@ -132,10 +132,12 @@ def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, name, content, rul
         ("a.jsonl", b'[\n {\n  "text": "x"\n }\n]\n', "is one JSON document, and here every line must be an object"),
         ("a.jsonl", b'{\n "text": "x"\n}\n', "is one JSON document, and here every line must be an object"),
         ("a.jsonl", '{"text": "ទឹក"}\n'.encode("utf-16"), "is in UTF-16: set encoding: utf-16"),
-        ("a.txt", "ទឹកហូរ\nភ្លៀងធ្លាក់".encode("utf-16-le"), "is in UTF-16: set encoding: utf-16"),
-        ("a.jsonl", gzip.compress(b'{"text": "x"}\n'), "is compressed with gzip: add .gz to its name"),
+        ("a.txt", "ទឹកហូរ\nភ្លៀងធ្លាក់".encode("utf-16-be"), "is in UTF-16: set encoding: utf-16-be"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}\n'), "is compressed with gzip: let its name end in .gz"),
         ("a.txt", b"PK\x03\x04\x14\x00", "is a zip archive or an office document"),
         ("a.txt", "café".encode("latin-1"), "if the file is not in utf-8, set encoding in settings"),
+        ("a.csv", b"text;n\nx;1\n", "'text;n' is one field: commas part those of .csv, tabs those of .tsv"),
+        ("a.csv", b"text,text\nx,y\n", "has the column 'text' twice; rename one"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "holds half of a pair of surrogates"),
         (
             "a.csv",
@@ -215,7 +217,10 @@ def test_an_unknown_format_is_an_error(tmp_path):
         read(tmp_path, path="a.docx")
 
 
-@pytest.mark.parametrize("settings", [{}, {"path": "a", "sheet": 1}, {"path": "a", "encoding": "klingon"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"path": "a", "sheet": 1}, {"path": "a", "encoding": "klingon"}, {"path": "a", "encoding": "base64"}],
+)
 def test_wrong_settings_are_an_error_in_the_recipe(tmp_path, settings):
     with pytest.raises(RecipeError, match="source 's': settings"):
         read(tmp_path, **settings)
