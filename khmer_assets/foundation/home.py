@@ -23,6 +23,8 @@ def disk_fault(error: BaseException) -> str | None:
     for one in _causes(error):
         if isinstance(one, OSError) and one.errno in _FAULTS:
             what = f"{one.filename or home()}: {one.strerror}"
+        elif isinstance(one, FileExistsError) and Path(one.filename).is_file():  # where a folder should be made
+            what = f"{one.filename}: Not a directory"
         elif isinstance(one, sqlite3.OperationalError) and any(fault in str(one) for fault in _DATABASE_FAULTS):
             what = f"{home()}: {one}"
         else:
