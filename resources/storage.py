@@ -278,7 +278,7 @@ class FramesIOManager(_StoreIOManager):
         schema = frame.collect_schema()
         context.add_output_metadata(
             {
-                "dagster/row_count": frame.select(pl.len()).collect().item(),
+                _rows_key(context): frame.select(pl.len()).collect().item(),
                 "dagster/column_schema": dg.TableSchema(
                     [dg.TableColumn(name, str(dtype)) for name, dtype in schema.items()]
                 ),
@@ -286,6 +286,11 @@ class FramesIOManager(_StoreIOManager):
                 **metadata,
             }
         )
+
+
+def _rows_key(context: dg.OutputContext) -> str:
+    """Under which Dagster shows the count as that of the partition, where there are partitions."""
+    return "dagster/partition_row_count" if context.has_partition_key else "dagster/row_count"
 
 
 def _describe_removed(removed: pl.LazyFrame) -> dict[str, Any]:
@@ -315,5 +320,5 @@ class FoldersIOManager(_StoreIOManager):
             schema={"file": pl.String, "bytes": pl.Int64},
         )
         context.add_output_metadata(
-            {"dagster/row_count": len(files), "files": dg.MetadataValue.md(markdown_table(listing.head(40)))}
+            {_rows_key(context): len(files), "files": dg.MetadataValue.md(markdown_table(listing.head(40)))}
         )

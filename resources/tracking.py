@@ -37,18 +37,40 @@ def mlflow_tracking(context: dg.InitResourceContext) -> Iterator[Any]:
     if mlflow.get_experiment_by_name(name) is None:
         mlflow.create_experiment(name, artifact_location=Path(context.resource_config["artifacts"]).as_uri())
     try:
-        yield MlFlow(context)
+        tracked = MlFlow(context)
+        if context.dagster_run is not None:
+            mlflow.set_tag("mlflow.runName", _name(context.dagster_run))
+        yield tracked
     finally:
         mlflow.end_run()  # dagster-mlflow leaves runs open
 
 
+def _name(run: dg.DagsterRun) -> str:
+    """What people know a Dagster run by: its job, or its assets and partition where Dagster has made up a job."""
+    if not run.asset_selection or not run.job_name.startswith("__"):
+        return run.job_name
+    assets = ", ".join(sorted(key.to_user_string() for key in run.asset_selection))
+    partition = run.tags.get("dagster/partition")
+    return f"{assets} ({partition})" if partition else assets
+
+
 @contextmanager
 def tracked_run(mlflow: Any, context: dg.AssetExecutionContext) -> Iterator[dict[str, str]]:
-    """A nested MLflow run named after the asset; gives the environment that lets a payload write to it."""
+    """A nested MLflow run named after the asset; gives the environment that lets a payload write to it.
+
+    Both runs end as FAILED or, where somebody stopped them, as KILLED, when the block raises.
+    """
     name = context.asset_key.to_python_identifier()
-    with mlflow.start_run(run_name=name, nested=True) as run:
-        context.add_output_metadata({"mlflow_run": run.info.run_id})
+    run = mlflow.start_run(run_name=name, nested=True)
+    context.add_output_metadata({"mlflow_run": run.info.run_id})
+    try:
         yield {"MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        mlflow.end_run(status)
+        mlflow.end_run(status)  # of the Dagster run
+        raise
+    mlflow.end_run()
 
 
 def mark_served(home: Path, name: str, digest: str, folder: Path, figures: Mapping[str, Any] | None = None) -> None:

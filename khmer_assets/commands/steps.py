@@ -26,7 +26,7 @@ import dagster as dg
 import psutil
 
 from khmer_assets.foundation.processes import how_it_ended
-from resources.instance import open_instance
+from resources.instance import open_instance, show_in_timeline
 from resources.staleness import Artifact, name_of
 
 PROCESS_TAG = "khmer/process"
@@ -167,6 +167,7 @@ def _close(instance: dg.DagsterInstance, run_id: str, report: Callable[..., Any]
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
         report(run, message)
+        show_in_timeline(instance, run_id, GRAPH)
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
@@ -210,6 +211,7 @@ def _work(load: Load, home: Path, artifact: Artifact, run_id: str, connection: C
             raise_on_error=False,
             tags={PROCESS_TAG: _this_process()},
         )
+        show_in_timeline(instance, run_id, GRAPH)
         connection.send(_told(result))
 
 
@@ -229,8 +231,8 @@ def _told(result: dg.ExecuteInProcessResult) -> Outcome:
             outcome.made = True
             outcome.path = str(metadata["path"].value) if "path" in metadata else None
             if "rows_removed" in metadata:
-                kept, removed = (metadata[name].value for name in ("dagster/row_count", "rows_removed"))
-                outcome.rows = int(str(kept)), int(str(removed))
+                kept = metadata.get("dagster/partition_row_count") or metadata["dagster/row_count"]
+                outcome.rows = int(str(kept.value)), int(str(metadata["rows_removed"].value))
     if not result.success and not outcome.made:
         outcome.failure = _reason(result)
     return outcome

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,8 +102,8 @@ def train(
         run.log(f"resumed at step {len(curve)} of {schedule.steps}")
     model.train()
     started, reported = time.monotonic(), 0.0
-    tokens, unreported = 0, len(curve)
-    for step in range(len(curve), schedule.steps):
+    tokens, resumed, unreported = 0, len(curve), len(curve)
+    for step in range(resumed, schedule.steps):
         inputs = batch(step)
         rate = schedule.learning_rate_at((step + 1) / (schedule.steps + 1))
         loss = training_step(model, optimizer, inputs, rate, schedule.precision)
@@ -118,7 +119,9 @@ def train(
         if last or time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             speed = tokens / (reported - started)
-            run.log(f"step {step + 1}/{schedule.steps}  loss {loss:.3f}  {speed:,.0f} tokens/s")
+            to_go = (schedule.steps - step - 1) * (reported - started) / (step + 1 - resumed)
+            pace = f"{speed:,.0f} tokens/s  {timedelta(seconds=round(to_go))} to go"
+            run.log(f"step {step + 1}/{schedule.steps}  loss {loss:.3f}  {pace}")
             for point in curve[unreported::5]:
                 run.metrics(int(point["step"]), loss=point["loss"], learning_rate=point["learning_rate"])
             unreported = len(curve)

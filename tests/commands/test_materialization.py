@@ -163,6 +163,7 @@ def test_who_stops_a_run_is_obeyed_and_nothing_is_made_from_what_is_left(factory
     assert "Traceback" not in told
     assert "mixed" not in factory.executed()
     instance = open_instance(factory.home)
+    assert all(run.remote_job_origin for run in instance.get_runs()), "else the UI's first page leaves them out"
     assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED}
     factory.slow = ""
     assert {"clean (poems)", "mixed", "model"} <= set(run(factory).materialized)

@@ -1,8 +1,13 @@
-"""What is served is a version in MLflow's registry, and the alias follows what is served."""
+"""Runs say what they made and how they ended; what is served is a version in MLflow's registry."""
 
+from contextlib import suppress
+from typing import Any
+
+import dagster as dg
+import pytest
 from mlflow import MlflowClient
 
-from resources.tracking import mark_served, tracking_uri
+from resources.tracking import EXPERIMENT, mark_served, mlflow_tracking, tracked_run, tracking_uri
 
 
 def test_the_alias_follows_what_is_served(tmp_path):
@@ -12,3 +17,30 @@ def test_the_alias_follows_what_is_served(tmp_path):
     served = client.get_model_version_by_alias("khmer", "served")
     assert served.tags == {"digest": "a" * 16, "answer_accuracy": "0.5"}
     assert len(client.search_model_versions("name='khmer'")) == 2, "a version a digest"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_runs_are_named_after_what_they_make_and_end_as_it_did(tmp_path, raised, status):
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["news"]))
+    def tiny_model(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[Any]) -> None:
+        with tracked_run(mlflow, context):
+            if raised:
+                raise raised
+
+    config = {
+        "experiment_name": EXPERIMENT,
+        "mlflow_tracking_uri": tracking_uri(tmp_path),
+        "artifacts": str(tmp_path / "mlflow"),
+    }
+    defs = dg.Definitions([tiny_model], resources={"mlflow": mlflow_tracking.configured(config)})
+    job = defs.resolve_implicit_job_def_def_for_assets([tiny_model.key])
+    assert job is not None
+    with suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        job.execute_in_process(partition_key="news", asset_selection=[tiny_model.key], raise_on_error=False)
+    client = MlflowClient(tracking_uri(tmp_path))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    found = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert found == {"tiny_model (news)": status, "tiny_model": status}
