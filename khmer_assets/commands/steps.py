@@ -135,12 +135,13 @@ class Steps:
         if not self._running:
             return
         former = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
-        steps = list(self._running.values())
+        steps = [step for step in self._running.values() if step.process.pid]  # the last may not have begun
         for step in steps:
             run = self._instance.get_run_by_id(step.run_id)
             if run is not None and not run.is_finished:
                 self._instance.report_run_canceling(run, "the run was stopped")  # else Dagster calls it a failure
-            if step.process.pid:
+            assert step.process.pid is not None
+            with suppress(ProcessLookupError):
                 os.kill(step.process.pid, signal.SIGINT)
         deadline = time.monotonic() + STOP_SECONDS
         for step in steps:

@@ -114,7 +114,7 @@ def how_it_ended(code: int) -> str:
     """What a process's exit code says, as `subprocess` gives it: its status, or the signal that killed it."""
     if code >= 0:
         return f"ended with status {code}"
-    name = signal.Signals(-code).name
+    name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
     if -code == signal.SIGKILL:
         return f"was killed ({name}), most often because memory ran out: free some, or make batches or models smaller"
     return f"was killed ({name})"
