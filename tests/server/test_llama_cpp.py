@@ -240,7 +240,7 @@ def test_every_field_that_users_may_send_is_one_that_llama_cpp_knows():
     """Its server drops others without a word. The names are those of its documentation of this version."""
     known = {"messages", "prompt", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
     known |= {"temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
-    known |= {"seed", "stop", "ignore_eos", "n", "logprobs", "top_logprobs", "response_format"}
+    known |= {"seed", "stop", "ignore_eos", "n", "logprobs", "top_logprobs", "response_format", "timings_per_token"}
     everything = {
         "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1,
         "presence_penalty": 0.1, "frequency_penalty": 0.1, "n": 1, "seed": 1, "stop": "។", "stream": True,
