@@ -55,7 +55,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     for folder in sorted(spec.records.glob("????-??-??")):
         names = sorted((name for name in os.listdir(folder) if name.endswith(".json")), key=_time_in)
         former = spec.former and spec.former / f"{folder.name}.parquet"
-        if former and former.exists() and pq.read_metadata(former).num_rows == len(names):  # records come, none changes
+        if former and former.exists() and _holds(former, len(names)):
             link_file(former, run.output / former.name)
             continue
         run.log(f"{folder.name}: {len(names):,} records")
@@ -72,6 +72,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 def _time_in(name: str) -> str:
     return name.rpartition("_")[2]
+
+
+def _holds(file: Path, records: int) -> bool:
+    """Whether a day's table is the one that would be made now: records come and go, but none changes."""
+    return pq.read_metadata(file).num_rows == records and pq.read_schema(file).names == list(SCHEMA)
 
 
 def _write(file: Path, folder: Path, names: list[str]) -> None:

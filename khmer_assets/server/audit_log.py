@@ -141,7 +141,8 @@ class AuditLog:
         self.patterns = [re.compile(pattern) for pattern in redact]
         self.retention_days = retention_days
         (folder / JOURNALS).mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        with suppress(PermissionError):  # a folder that somebody else has made for this user
+            folder.chmod(0o700)
         self.journals = f"{folder / JOURNALS}/"  # a string: paths take longer than what is done with them
 
     def write(self, name: str, fields: dict[str, Any]) -> None:

@@ -195,8 +195,8 @@ class Supervisor:
                 engine.process.stop()
 
 
-def _certificate(settings: dict[str, Any]) -> str | None:
-    return settings.get("tls_certificate")
+def _certificate(settings: dict[str, Any]) -> tuple[str, str] | None:
+    return (settings["tls_certificate"], settings["tls_key"]) if settings.get("tls_certificate") else None
 
 
 def main() -> None:

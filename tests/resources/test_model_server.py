@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from khmer_assets.foundation.files import link_files
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.client import ask
 from khmer_assets.server.engines import Engine, known_engines
+from khmer_assets.server.gateway_process import GatewayProcess
 from khmer_assets.server.kept_models import forget_models, keep_model, kept_model
 from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
@@ -202,6 +204,42 @@ def test_releases_take_over_under_load_and_broken_ones_do_not(server, tmp_path):
     assert server.keep_serving() is False, "what was stopped on purpose stays so"
 
 
+def two_gguf_models(folder) -> list[Path]:
+    """For llama.cpp, which starts at once."""
+    made = []
+    for number in range(2):
+        made.append(folder / f"gguf-{number}")
+        made[-1].mkdir()
+        gguf.write_float16(save_tiny_model(folder / f"model-{number}", seed=number), made[-1] / "float16.gguf")
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replace", ["beside", "after"])
+def test_what_fails_when_all_has_been_switched_goes_back_and_leaves_one_release_running(
+    server, tmp_path, monkeypatch, replace
+):
+    server = server.model_copy(update={"replace": replace})
+    models = two_gguf_models(tmp_path)
+    server.deploy(models[0], DIGESTS["a"], 128)
+    wait = GatewayProcess.wait_until_serving
+
+    def fails(gateway, release):
+        wait(gateway, release)
+        if release.digest == DIGESTS["b"]:
+            raise ModelServerError("the gateway fell over")
+
+    monkeypatch.setattr(GatewayProcess, "wait_until_serving", fails)
+    with pytest.raises(ModelServerError, match=r"fell over\n.*\nThe former model, khmer-aaaaaaaaaaaa, is served"):
+        server.deploy(models[1], DIGESTS["b"], 128)
+    state = ServerState.read(tmp_path / "server")
+    assert state.release.digest == DIGESTS["a"]
+    assert [engine.port for engine in known_engines(tmp_path / "server")] == list(state.ports)
+    assert server.status().models == ("khmer", "khmer-aaaaaaaaaaaa")
+    ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+    assert [entry.name for entry in (tmp_path / "server" / "models").iterdir()] == [DIGESTS["a"]]
+
+
 DEPLOYMENT = """
 import json, sys
 from pathlib import Path
@@ -216,11 +254,7 @@ ModelServer(**json.loads(settings)).deploy(Path(model), digest, 128, say=lambda 
 @pytest.mark.parametrize("replace", ["beside", "after"])
 def test_a_deployment_that_is_killed_at_any_moment_is_mended_without_a_hand(server, tmp_path, replace):
     server = server.model_copy(update={"replace": replace, "drain_seconds": 5})
-    models = []
-    for number in range(2):
-        models.append(tmp_path / f"gguf-{number}")
-        models[-1].mkdir()
-        gguf.write_float16(save_tiny_model(tmp_path / f"model-{number}", seed=number), models[-1] / "float16.gguf")
+    models = two_gguf_models(tmp_path)
     digests = [DIGESTS["a"], DIGESTS["b"]]
     server.deploy(models[0], digests[0], 128)
     seconds = server.deploy(models[1], digests[1], 128)
