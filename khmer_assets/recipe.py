@@ -7,8 +7,9 @@ is made; where it is kept and how many cores work on it is the business of `reso
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from khmer_assets.adapters.adapter import Adapter
 from khmer_assets.compression.variants import Compression
@@ -46,7 +47,7 @@ class Recipe(Settings):
     """A model from its sources to its serving. `catalogue` is the file that names the sources."""
 
     name: Name
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     catalogue: Path
     normalization: Normalization = Normalization()
     filters: Filters = Filters()

@@ -8,14 +8,14 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from khmer_assets.foundation.settings import Settings
+from khmer_assets.foundation.settings import PlainValues, Settings
 from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.sources import reading
 from khmer_assets.sources.catalogue import Source
@@ -29,7 +29,7 @@ class Decontamination(Settings):
     are about the 13 words of GPT-3 (Brown et al. 2020, appendix C)."""
 
     ngram: Annotated[int, Field(ge=8, le=1000)] = 50
-    evaluation_sets: list[dict[str, Any]] = []
+    evaluation_sets: list[PlainValues] = []
 
 
 SHOWN_CHARACTERS = 80  # of the document, from where the shared run is

@@ -30,6 +30,18 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected texts, numbers, lists, and keys with such values: {error}") from None
+    return values
+
+
+PlainValues = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""Keys and values that are not looked at yet; YAML can hold dates and bytes, which no settings are made of."""
+
+
 def folder_of_file(about: ValidationInfo) -> Path:
     """The folder of the file that is being read, for a field that names another file."""
     return Path((about.context or {}).get("folder", "."))
@@ -43,12 +55,21 @@ FileBeside = Annotated[Path, AfterValidator(_beside_the_file)]
 """A path that is relative to the file in which it is written."""
 
 
+EXPECTED = {  # where pydantic's own words would not help
+    "model_type": "expected keys and values",
+    "dict_type": "expected keys and values",
+    "string_pattern_mismatch": "expected small letters, digits and _, beginning with a letter or digit",
+    "extra_forbidden": "there is no such key",
+    "missing": "is missing",
+}
+
+
 def mistakes(error: ValidationError, prefix: str, whole: str) -> list[str]:
     """A line a mistake: its key after `prefix` (`whole` where it has none), what is wrong, what was given."""
     lines = []
     for one in error.errors():
         key = (prefix + ".".join(map(str, one["loc"]))).strip(".") or whole
-        told = "expected keys and values" if one["type"] in ("model_type", "dict_type") else one["msg"]
+        told = EXPECTED.get(one["type"]) or one["msg"].removeprefix("Value error, ")
         lines.append(f"{key}: {told} (given: {one['input']!r:.80})")
     return lines
 

@@ -2,11 +2,11 @@
 
 import pkgutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator
 
-from khmer_assets.foundation.settings import Name, RecipeError, Settings, validated
+from khmer_assets.foundation.settings import Name, PlainValues, RecipeError, Settings, validated
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.khmer.script import Language
 
@@ -29,7 +29,7 @@ class Source(Settings):
     kind: Annotated[str, AfterValidator(_known)]
     language: Language | None = None
     license: str
-    settings: dict[str, Any]
+    settings: PlainValues
 
 
 def read_catalogue(file: Path) -> dict[str, Source]:

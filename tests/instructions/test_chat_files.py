@@ -1,5 +1,6 @@
 """A user's chats are read line by line: what is a chat is normalized, what is none is set aside with its reason."""
 
+import gzip
 import json
 import os
 
@@ -44,8 +45,8 @@ def test_chats_are_normalized_and_their_language_is_told(read):
 @pytest.mark.parametrize(
     ("content", "rule", "reason"),
     [
-        (b"{", "unreadable", "line 1: Invalid JSON"),
-        (b"\xff\xfe", "unreadable", "line 1: "),
+        (b'{"a', "unreadable", "line 1: Invalid JSON"),
+        (b"\xff\xff", "unreadable", "line 1: "),
         (b'{"text": "x"}', "unreadable", "line 1: messages Field required"),
         (b'{"messages": [{"role": "robot", "content": "x"}]}', "unreadable", "line 1: messages.0.role Input should"),
         (line("Alone?").encode(), "unanswered", "the last message is by user"),
@@ -66,6 +67,24 @@ def test_a_line_without_end_is_set_aside_and_the_next_is_read(read, monkeypatch)
     assert reasons == ["line 1: the line has more than 200 bytes", None, "line 3: the line has more than 200 bytes"]
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" + line("A", "b").encode() + b"]", "chats.jsonl: is one JSON document, and here every line must be an"),
+        (json.dumps(json.loads(line("A", "b")), indent=1).encode(), "chats.jsonl: is one JSON document"),
+        (line("A", "b").encode("utf-16"), "chats.jsonl: is in UTF-16"),
+        (gzip.compress(line("A", "b").encode()), "chats.jsonl: is compressed with gzip"),
+    ],
+)
+def test_a_file_that_holds_no_lines_of_json_is_refused_as_a_whole(read, content, told):
+    with pytest.raises(OSError, match=told):
+        read(content)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(read):
+    assert read(b"\xef\xbb\xbf" + line("A", "b").encode())["rule"].to_list() == [None]
+
+
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path / "pipe", tmp_path):
@@ -76,4 +95,5 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=30).filter(lambda row: row.strip() and b"\n" not in row), max_size=5))
 def test_every_line_is_kept_or_set_aside(read, lines):
-    assert read(b"\n".join(lines)).height == len(lines)
+    first = line("A", "b").encode()  # a file that begins otherwise may be refused as a whole
+    assert read(b"\n".join([first, *lines])).height == 1 + len(lines)

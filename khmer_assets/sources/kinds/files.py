@@ -61,6 +61,7 @@ NO_TEXT = {
 }
 PEEKED = 4_096  # bytes
 UTF_16_HIGH = (0.4, 0.9)  # the share of bytes that are 0 or, in Khmer, 0x17: the upper halves, and not much beside
+BEGIN_OF_JSON = ("[", "{", "[{")  # a first line, where JSON is spread over many
 WHOLE_JSON = (
     "is one JSON document, and here every line must be an object of its own; `jq -c '.[]' FILE > FILE.jsonl` writes an "
     "array so"
@@ -208,14 +209,19 @@ def _read_stream(
 def _text(stream: IO[bytes], settings: FilesSettings) -> io.TextIOWrapper:
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream))
     begins = buffered.peek(PEEKED)[:PEEKED]
-    for magic, what in NO_TEXT.items():
-        if begins.startswith(magic):
-            raise NoText(f"is {what}")
-    if settings.encoding == "utf-8" and (encoding := _utf_16(begins)):
-        raise NoText(f"is in UTF-16: set encoding: {encoding} in settings")
+    require_text(begins, settings.encoding)
     newline = "\r" if b"\r" in begins and b"\n" not in begins else "\n"
     # bytes that are no characters become lone surrogates, which set their row alone aside
     return io.TextIOWrapper(buffered, settings.encoding, errors="surrogateescape", newline=newline)
+
+
+def require_text(begins: bytes, encoding: str = "utf-8") -> None:
+    """Raises `NoText` where the beginning of a file shows that it is no text, or not in UTF-8 as it should be."""
+    for magic, what in NO_TEXT.items():
+        if begins.startswith(magic):
+            raise NoText(f"is {what}")
+    if encoding == "utf-8" and (found := _utf_16(begins)):
+        raise NoText(f"is in UTF-16: set encoding: {found} in settings, or save it in UTF-8")
 
 
 def _utf_16(begins: bytes) -> str | None:
@@ -281,7 +287,7 @@ def _read_json_lines(stream: io.TextIOWrapper, name: str) -> Iterator[Row | Reco
             try:
                 values = json.loads(line, object_pairs_hook=_each_key_once)
             except (ValueError, RecursionError) as error:
-                if not good and line.strip() in ("[", "{", "[{"):
+                if not good and line.strip() in BEGIN_OF_JSON:
                     raise NoText(WHOLE_JSON) from None
                 yield failure("malformed_row", place, f"not JSON: {error}", line)
                 continue
