@@ -13,7 +13,7 @@ BODY = json.dumps({"model": "khmer", "messages": [{"role": "user", "content": "á
 
 
 def test_who_leaves_while_pieces_are_sent_has_cancelled(tmp_path, caplog):
-    async def many_pieces(common):
+    async def many_pieces(common, *_):
         for number in range(20_000):
             yield event({**common, "choices": [{"index": 0, "delta": {"content": str(number)}}]})
             await asyncio.sleep(0)
