@@ -92,7 +92,7 @@ def test_the_description_shows_the_models_that_are_served_and_every_path(tmp_pat
 
 @pytest.mark.slow
 def test_schemathesis_finds_no_failure_with_any_of_its_checks(tmp_path):
-    with front(tmp_path) as gateway:
+    with front(tmp_path, max_body_bytes=64_000_000) as gateway:  # too many messages are one mistake, not two
         release = ModelVersion(digest="a" * 16, max_model_length=65_536)  # how long prompts may be, no schema tells
         ServerState.read(gateway.folder).model_copy(update={"release": release}).write(gateway.folder)
         program = Path(sys.executable).with_name("schemathesis")
