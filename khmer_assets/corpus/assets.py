@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from khmer_assets.corpus import report
+from khmer_assets.corpus import descriptions, report
 from khmer_assets.corpus.decontamination import (
     Decontamination,
     Evaluation,
@@ -32,7 +32,6 @@ from khmer_assets.corpus.near_copies import near_copies
 from khmer_assets.corpus.normalized import changes_by_rule, normalize_batch
 from khmer_assets.corpus.personal_data import masks
 from khmer_assets.corpus.verbalized import verbalize_batch
-from khmer_assets.foundation.plots import as_markdown, new_figure
 from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.khmer.normalization import Normalization, normalize
@@ -101,7 +100,7 @@ def corpus_assets(
                 except (SourceError, RecipeError) as error:
                     raise dg.Failure(str(error), allow_retries=False) from None
             rows = held.enter_context(_computed(documents))
-            yield dg.Output(rows, metadata=_lengths(kept(rows)))
+            yield dg.Output(rows, metadata=_shown(descriptions.lengths(kept(rows))))
 
     @dg.asset(**corpus, partitions_def=partitions, code_version=code_version(2, normalization=normalization))
     def normalized_corpus(
@@ -152,7 +151,8 @@ def corpus_assets(
         rows = batches.map(name, version, judged, normalized_corpus.select(*DOCUMENT))
         found = kept(rows).select(masks(pl.col("text"))).sum().collect().row(0, named=True)
         return dg.Output(
-            rows, metadata={**_verdicts(rows, "rule"), **{f"masked_{kind}": n for kind, n in found.items()}}
+            rows,
+            metadata=_shown(descriptions.verdicts(rows, "rule")) | {f"masked_{kind}": n for kind, n in found.items()},
         )
 
     @dg.asset(**corpus, code_version=f"{code_version(2, deduplication=deduplication)}-{all_sources}")
@@ -167,7 +167,7 @@ def corpus_assets(
         sign = partial(sign_batch, settings=deduplication)
         signed = batches.map("signatures", version, sign, documents, workers="threads")
         rows = find_duplicates(documents, signed, names, deduplication, Path(batches.home), vector_index.connect())
-        return dg.Output(rows, metadata=_verdicts(rows, "duplicate_rule"))
+        return dg.Output(rows, metadata=_shown(descriptions.verdicts(rows, "duplicate_rule")))
 
     @dg.asset(**corpus, partitions_def=partitions, code_version="1")
     def deduplicated_corpus(filtered_corpus: pl.LazyFrame, dedup_index: pl.LazyFrame) -> pl.LazyFrame:
@@ -181,7 +181,7 @@ def corpus_assets(
         """A source's Khmer sentences that hold numbers or dates, as they are written and in words (`VERBALIZED`);
         those whose numbers have no certain words are set aside."""
         rows = batches.map(*_name_and_version(context), verbalize_batch, deduplicated_corpus)
-        return dg.Output(rows, metadata=_verdicts(rows, "rule"))
+        return dg.Output(rows, metadata=_shown(descriptions.verdicts(rows, "rule")))
 
     @dg.asset(**corpus, code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}", tags=SNAPSHOT)
     def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
@@ -199,7 +199,7 @@ def corpus_assets(
             yield dg.Output(
                 rows,
                 metadata={
-                    **_composition(rows),
+                    **_shown(descriptions.composition(rows)),
                     "documents_without_weight": left_out.select(pl.len()).collect().item(),
                 },
             )
@@ -346,59 +346,8 @@ def _rows(file: Path) -> int:
     return int(pl.scan_parquet(file).select(pl.len()).collect().item()) if file.exists() else 0
 
 
-def _lengths(documents: pl.LazyFrame) -> dict[str, Any]:
-    lengths = documents.select(pl.col("text").str.len_chars()).collect()["text"]
-    figure = new_figure()
-    axes = figure.subplots()
-    if lengths.len():
-        axes.hist(lengths.to_numpy(), bins=[10 ** (place / 5) for place in range(36)])
-    axes.set(xscale="log", xlabel="characters of a document", ylabel="documents")
-    return {"characters": int(lengths.sum()), "length_histogram": dg.MetadataValue.md(as_markdown(figure))}
-
-
-def _verdicts(rows: pl.LazyFrame, column: str) -> dict[str, Any]:
-    """Documents by source and verdict, as a table and a picture."""
-    counts = rows.group_by("source", pl.col(column).fill_null("kept")).len("documents").sort("source", column).collect()
-    figure = new_figure()
-    axes = figure.subplots()
-    by_rule = counts.group_by(column).agg(pl.col("documents").sum()).sort("documents")
-    axes.bar_label(axes.barh(by_rule[column].to_list(), by_rule["documents"].to_list()))
-    axes.set(xlabel="documents")
-    return {
-        "documents_by_rule": dg.MetadataValue.md(markdown_table(counts)),
-        "verdicts": dg.MetadataValue.md(as_markdown(figure)),
-    }
-
-
-def _composition(mixture: pl.LazyFrame) -> dict[str, Any]:
-    """Documents and characters by language and source; characters count as often as they are used."""
-    table = (
-        mixture.group_by("language", "source", "split")
-        .agg(
-            documents=pl.len(),
-            characters=pl.col("text").str.len_chars().sum(),
-            characters_used=(pl.col("text").str.len_chars().cast(pl.Int64) * pl.col("copies")).sum(),
-        )
-        .sort("language", "source", "split")
-        .collect()
-    )
-    figure = new_figure()
-    axes = figure.subplots()
-    used: dict[str, int] = {}
-    languages = table["language"].unique(maintain_order=True).to_list()
-    train = table.filter(split="train")
-    for source in train["source"].unique(maintain_order=True):
-        own = dict(train.filter(source=source).select("language", "characters_used").iter_rows())
-        heights = [own.get(language, 0) for language in languages]
-        axes.bar(languages, heights, bottom=[used.get(language, 0) for language in languages], label=source)
-        used = {language: used.get(language, 0) + height for language, height in zip(languages, heights, strict=True)}
-    axes.set(ylabel="training characters, repeats counted")
-    if used:
-        axes.legend()
-    return {
-        "composition": dg.MetadataValue.md(markdown_table(table)),
-        "characters_by_language": dg.MetadataValue.md(as_markdown(figure)),
-    }
+def _shown(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: dg.MetadataValue.md(value) if isinstance(value, str) else value for name, value in described.items()}
 
 
 def _language_shares(mixture: pl.LazyFrame) -> dict[str, float]:
