@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +35,8 @@ ROWS_READ = 8 * ROWS  # at once, where they follow one another
 INLINE_BATCHES = 3
 
 BatchFunction = Callable[[pl.DataFrame], pl.DataFrame]
-_Submit = Callable[[Callable[[BatchFunction, pl.DataFrame], bytes], BatchFunction, pl.DataFrame], Pending[bytes]]
+_kept: BatchFunction  # of a worker process
+_Submit = Callable[[pl.DataFrame], Pending[bytes]]
 
 
 class Batches(dg.ConfigurableResource):
@@ -64,8 +66,8 @@ class Batches(dg.ConfigurableResource):
         self._hold(place, {f"{key}.arrow" for key, _, _ in cuts})
         missing = {key: (start, rows) for key, start, rows in cuts if not (place / f"{key}.arrow").exists()}
         files, runs = [place / f"{key}.arrow" for key in missing], list(missing.values())
-        with self._executor(workers, len(missing)) as submit:
-            results = in_order(lambda rows: submit(_apply, function, rows), _read(frame, runs))
+        with self._executor(workers, len(missing), function) as submit:
+            results = in_order(submit, _read(frame, runs))
             for file, result in zip(files, results, strict=True):
                 _store(file, result)
         return pl.scan_ipc([place / f"{key}.arrow" for key, _, _ in cuts])
@@ -87,20 +89,17 @@ class Batches(dg.ConfigurableResource):
             self._held.pop().close()
 
     @contextmanager
-    def _executor(self, workers: str, batches: int) -> Iterator[_Submit]:
+    def _executor(self, workers: str, batches: int, function: BatchFunction) -> Iterator[_Submit]:
         if self.ray_address:
-            with _ray(self.ray_address) as submit:
+            with _ray(self.ray_address, function) as submit:
                 yield submit
-            return
-        executor: Executor
-        if batches <= INLINE_BATCHES or cores() == 1:
-            executor = _Inline()
-        elif workers == "threads":
-            executor = ThreadPoolExecutor(cores())
+        elif workers == "processes" and batches > INLINE_BATCHES and cores() > 1:
+            context = get_context("spawn")
+            with ProcessPoolExecutor(cores(), context, initializer=_keep, initargs=(function,)) as processes:
+                yield partial(processes.submit, _apply_kept)
         else:
-            executor = ProcessPoolExecutor(cores(), mp_context=get_context("spawn"))
-        with executor:
-            yield executor.submit
+            with ThreadPoolExecutor(cores()) if workers == "threads" else _Inline() as executor:
+                yield partial(executor.submit, _apply, function)
 
 
 class _Inline(Executor):
@@ -115,7 +114,7 @@ class _Inline(Executor):
 
 
 @contextmanager
-def _ray(address: str) -> Iterator[_Submit]:
+def _ray(address: str, function: BatchFunction) -> Iterator[_Submit]:
     import ray
 
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
@@ -128,7 +127,8 @@ def _ray(address: str) -> Iterator[_Submit]:
             return bytes(ray.get(self._reference))
 
     try:
-        yield lambda apply, function, rows: Underway(ray.remote(apply).remote(function, rows))
+        apply, held = ray.remote(_apply), ray.put(function)  # which each node fetches once
+        yield lambda rows: Underway(apply.remote(held, rows))
     finally:
         ray.shutdown()
 
@@ -168,6 +168,16 @@ def _apply(function: BatchFunction, rows: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     function(rows).write_ipc(buffer, compression="lz4")
     return buffer.getvalue()
+
+
+def _keep(function: BatchFunction) -> None:
+    """Begin a worker process: what the function holds, such as an index, is sent to it once."""
+    global _kept
+    _kept = function
+
+
+def _apply_kept(rows: pl.DataFrame) -> bytes:
+    return _apply(_kept, rows)
 
 
 def _store(file: Path, result: bytes) -> None:

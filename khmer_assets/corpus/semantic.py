@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from khmer_assets.foundation.settings import PositiveInt, Ratio, Settings, digest_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
@@ -115,13 +114,17 @@ def _update_vectors(
     new = _without_gone(table, contents)
     if new.is_empty():
         return table
+    columns = ["number", "content_hash", "source", "language", "length"]
     of_new = documents.select("content_hash", "text").join(
-        new.lazy().select("content_hash", "source", "language", length="characters"), on="content_hash"
+        new.with_row_index("number").rename({"characters": "length"}).select(columns).lazy(), on="content_hash"
     )
-    seen: set[str] = set()
+    embedded = np.zeros(new.height, dtype=bool)
     for batch in of_new.collect_batches(chunk_size=DOCUMENTS_AT_ONCE):
-        fresh = batch.unique("content_hash", maintain_order=True).filter(~pl.col("content_hash").is_in(list(seen)))
-        seen.update(fresh["content_hash"])
+        different = batch.unique("number", keep="first", maintain_order=True)
+        fresh = different.filter(~pl.Series(embedded[different["number"].to_numpy()]))
+        embedded[fresh["number"].to_numpy()] = True
+        if fresh.is_empty():
+            continue
         vectors = embed_documents(fresh["text"].to_list(), settings)
         rows = fresh.with_columns(vector=pl.Series(vectors, dtype=pl.Array(pl.Float32, dimensions)))
         table.add(rows.select(schema.names).to_arrow().cast(schema))
@@ -143,11 +146,13 @@ def _update_neighbors(
     )
     version = digest_of([_version(settings), settings.semantic_cosine, settings.hnsw_ef])[:16]
     found = connection.create_table(f"neighbors_{version}", schema=schema, exist_ok=True)
-    new = _without_gone(found, contents)
+    new = _without_gone(found, contents)["content_hash"].sort()
     exact = table.count_rows() < INDEX_FROM
-    for hashes in new["content_hash"].sort().to_frame().iter_slices(DOCUMENTS_AT_ONCE):
-        names = hashes["content_hash"].to_list()
-        rows = pl.DataFrame(_where(table, names, ["content_hash", "vector"]))
+    for batch in table.search().select(["content_hash", "vector"]).to_batches(DOCUMENTS_AT_ONCE) if len(new) else ():
+        rows = pl.DataFrame(batch)
+        rows = rows.filter(_are_in(rows["content_hash"], new))
+        if rows.is_empty():
+            continue
         search = table.search(list(rows["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
         search = search.bypass_vector_index() if exact else search.ef(settings.hnsw_ef)
         nearest = pl.DataFrame(search.select(["content_hash", "_distance"]).limit(NEIGHBORS + 1).to_arrow())
@@ -167,7 +172,7 @@ def _update_neighbors(
             .group_by("content_hash", maintain_order=True)
             .all()
         )
-        found.add(hashes.join(close, on="content_hash", how="left").to_arrow().cast(schema))
+        found.add(rows.select("content_hash").join(close, on="content_hash", how="left").to_arrow().cast(schema))
     rows = pl.DataFrame(found.to_arrow())
     return rows.explode("neighbor", "cosine").drop_nulls().sort("content_hash", "cosine", descending=[False, True])
 
@@ -186,8 +191,9 @@ def _without_gone(table: "Table", contents: pl.DataFrame) -> pl.DataFrame:
     return contents.filter(~pl.col("content_hash").is_in(held.implode()))
 
 
-def _where(table: "Table", names: list[str], columns: list[str]) -> "pa.Table":
-    return table.search().where(_condition(names)).select(columns).limit(len(names)).to_arrow()
+def _are_in(names: pl.Series, ordered: pl.Series) -> pl.Series:
+    """Which of a few names are among many that are sorted, without a table of the many."""
+    return ordered.gather(ordered.search_sorted(names).clip(upper_bound=len(ordered) - 1)) == names
 
 
 def _condition(names: list[str]) -> str:

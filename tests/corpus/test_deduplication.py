@@ -198,6 +198,13 @@ def test_only_new_contents_are_embedded_and_old_ones_leave_the_table(recipe, vec
     assert {vectors.open_table(name).count_rows() for name in vectors.list_tables().tables} == {2}
 
 
+def test_many_copies_of_one_text_are_embedded_once(recipe, vectors, monkeypatch):
+    monkeypatch.setattr(semantic, "DOCUMENTS_AT_ONCE", 4)
+    index = found(recipe, vectors, a=[text(1)] * 30 + [text(2)])
+    assert index["duplicate_rule"].null_count() == 2
+    assert {vectors.open_table(name).count_rows() for name in vectors.list_tables().tables} == {2}
+
+
 def test_a_large_table_is_searched_by_its_hnsw_index(recipe, vectors, monkeypatch):
     monkeypatch.setattr(semantic, "INDEX_FROM", 300)
     texts = [text(seed, 30) for seed in range(299)] + [edited(text(0, 30), 1)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from pathlib import Path
 
 import polars as pl
@@ -36,6 +37,20 @@ class Counted:
         return longer(batch)
 
 
+class Heavy:
+    """Tells in a folder how often it was sent to another process."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state
+        (self.folder / uuid.uuid4().hex).touch()
+
+    def __call__(self, batch: pl.DataFrame) -> pl.DataFrame:
+        return longer(batch)
+
+
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(batches, "ROWS", 16)
@@ -64,6 +79,13 @@ def test_many_batches_are_shared_among_processes(here, monkeypatch):
     found = mapped(here, frame)
     assert found.drop("process").equals(longer(frame).drop("process"))
     assert os.getpid() not in found["process"]
+
+
+def test_what_a_function_holds_is_sent_to_each_process_once(here, monkeypatch, tmp_path):
+    monkeypatch.setattr(batches, "cores", lambda: 2)
+    (tmp_path / "sent").mkdir()
+    assert mapped(here, rows(300), Heavy(tmp_path / "sent")).height == 300
+    assert 1 <= len(list((tmp_path / "sent").iterdir())) <= 2
 
 
 def test_few_batches_stay_in_this_process(here):
