@@ -43,7 +43,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.log("measuring the documents")
     documents = pl.concat(_measured(folder / DATA, spec.tokenizer) for folder in spec.deduplicated.values())
     removed = pl.concat(_removed(stage, folder, spec.seed) for stage in STAGES for folder in stages[stage].values())
-    index = pl.read_parquet(spec.dedup_index / DATA)
+    index = pl.scan_parquet(spec.dedup_index / DATA)
     tables = {
         "Sources": _by_source(stages, documents),
         "Over time": _over_time(documents),
@@ -118,15 +118,25 @@ def _measured(file: Path, tokenizer: Path) -> pl.DataFrame:
 
 def _removed(stage: str, folder: Path, seed: int) -> pl.DataFrame:
     """Random examples of each rule in a stage of one source, with how many rows the rule removed there."""
-    removed = pl.scan_parquet(folder / REMOVED).select("id", "source", "rule", "measure", "reason", "text")
-    return (
-        removed.with_columns(rows=pl.len().over("rule"), order=pl.col("id").hash(seed), stage=pl.lit(stage))
+    removed = pl.scan_parquet(folder / REMOVED)
+    chosen = (
+        removed.select("rule", order=pl.col("id").hash(seed))
+        .with_row_index("row")
+        .with_columns(rows=pl.len().over("rule"), stage=pl.lit(stage))
         .sort("order")
         .group_by("rule", maintain_order=True)
         .head(EXAMPLES)
-        .select("stage", "source", "rule", "rows", "order", "id", "measure", "reason", "text")
         .collect()
     )
+    return chosen.join(_rows_of(removed, chosen["row"]), on="row", how="left", maintain_order="left").select(
+        "stage", "source", "rule", "rows", "order", "id", "measure", "reason", "text"
+    )
+
+
+def _rows_of(frame: pl.LazyFrame, rows: pl.Series) -> pl.DataFrame:
+    """A few rows by their numbers, without `rule`: the texts of all others are not kept in memory."""
+    numbered = frame.drop("rule", strict=False).with_row_index("row")
+    return numbered.filter(pl.col("row").is_in(rows.implode())).collect(engine="streaming")
 
 
 def _examples_page(removed: pl.DataFrame) -> str:
@@ -160,7 +170,7 @@ def _over_time(documents: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _copies(index: pl.DataFrame) -> pl.DataFrame:
+def _copies(index: pl.LazyFrame) -> pl.DataFrame:
     """How many documents of a source were removed for a copy in which source, by rule."""
     kept = index.select(kept_id="id", kept_in="source")
     return (
@@ -169,24 +179,25 @@ def _copies(index: pl.DataFrame) -> pl.DataFrame:
         .group_by("source", "kept_in", "duplicate_rule")
         .len("documents")
         .sort("documents", "source", "kept_in", descending=[True, False, False])
+        .collect(engine="streaming")
     )
 
 
-def _clusters(index: pl.DataFrame) -> pl.DataFrame:
+def _clusters(index: pl.LazyFrame) -> pl.DataFrame:
     """How many groups of copies there are of each size."""
     sizes = index.group_by("cluster").agg(size=pl.len(), sources=pl.col("source").n_unique()).filter(pl.col("size") > 1)
-    return sizes.group_by("size").agg(clusters=pl.len(), between_sources=(pl.col("sources") > 1).sum()).sort("size")
+    by_size = sizes.group_by("size").agg(clusters=pl.len(), between_sources=(pl.col("sources") > 1).sum())
+    return by_size.sort("size").collect(engine="streaming")
 
 
 def _samples(folders: Iterable[Path], seed: int) -> pl.DataFrame:
-    return pl.concat(
-        pl.scan_parquet(folder / DATA)
-        .select("source", "id", "text")
-        .sort(pl.col("id").hash(seed))
-        .head(SAMPLES)
-        .collect()
-        for folder in folders
-    )
+    parts = []
+    for folder in folders:
+        documents = pl.scan_parquet(folder / DATA)
+        ordered = documents.select(pl.col("id").hash(seed)).with_row_index("row").sort("id").head(SAMPLES).collect()
+        texts = _rows_of(documents.select("source", "id", "text"), ordered["row"])
+        parts.append(ordered.select("row").join(texts, on="row", how="left", maintain_order="left").drop("row"))
+    return pl.concat(parts)
 
 
 def _stages_picture(table: pl.DataFrame) -> Any:

@@ -95,7 +95,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 def _texts(mixture: Path, count: int) -> list[str]:
     frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "validation")
-    texts: list[str] = frame.select("text").sort("text").head(count).collect()["text"].to_list()
+    texts: list[str] = (
+        frame.select("text").bottom_k(count, by="text").sort("text").collect(engine="streaming")["text"].to_list()
+    )
     if not texts:
         raise Refusal(f"{mixture} has no text with split 'validation' to compare on; raise mixture.validation_ratio")
     return texts

@@ -32,18 +32,22 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
             bpe.Spec(
                 mixture=training_mixture,
                 vocabulary_size=settings.vocabulary_size,
+                sample_characters=settings.sample_characters,
                 existing=settings.existing,
             ),
         )
 
-    @dg.asset(group_name="tokenizer", io_manager_key="folders", code_version="1")
+    @dg.asset(
+        group_name="tokenizer",
+        io_manager_key="folders",
+        code_version=code_version(1, sample_characters=settings.sample_characters),
+    )
     def tokenizer_report(
         context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
     ) -> Iterator[dg.Output[Path]]:
         """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source."""
-        yield from compute.materialize(
-            context, report.__name__, report.Spec(tokenizer=tokenizer, mixture=training_mixture)
-        )
+        spec = report.Spec(tokenizer=tokenizer, mixture=training_mixture, sample_characters=settings.sample_characters)
+        yield from compute.materialize(context, report.__name__, spec)
 
     @dg.asset_check(asset="tokenizer_report", blocking=True)
     def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:

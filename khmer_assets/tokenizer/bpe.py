@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import polars as pl
 from pydantic import BaseModel, Field
 
-from khmer_assets.foundation.settings import Settings
+from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, TURN_END, TURN_START, wrap
 from resources.payload import PayloadRun, Refusal
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 class TokenizerSettings(Settings):
-    """`existing` names a tokenizer to use as it is; `vocabulary_size` is then ignored."""
+    """`existing` names a tokenizer to use as it is; `vocabulary_size` is then ignored. `sample_characters`: how much of
+    the training text a new one is learned from; each million takes up to 270 MB of memory, most for unspaced Khmer."""
 
     vocabulary_size: Annotated[int, Field(ge=300, le=500_000)]
+    sample_characters: PositiveInt = 20_000_000
     existing: str | None = None
 
 
@@ -33,12 +35,15 @@ KHMER_PATTERN = (
 )
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+ROWS_AT_ONCE = 1_000
+
 
 class Spec(BaseModel):
     """`mixture` is the folder of training_mixture. `existing` names a tokenizer to use instead of training one."""
 
     mixture: Path
     vocabulary_size: int
+    sample_characters: int
     existing: str | None
 
 
@@ -69,8 +74,28 @@ def texts_of(mixture: Path, split: str, language: str | None = None) -> Iterator
     frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == split)
     if language is not None:
         frame = frame.filter(pl.col("language") == language)
-    for text, copies in frame.select("text", "copies").collect(engine="streaming").iter_rows():
-        for _ in range(copies):
+    for batch in frame.select("text", "copies").collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True):
+        for text, copies in batch.iter_rows():
+            for _ in range(copies):
+                yield text
+
+
+class TrainingSample:
+    """The first texts of the train split, until they have `limit` characters. As the mixture is shuffled, that is a
+    random sample of it; `texts` and `characters` count what was drawn."""
+
+    def __init__(self, mixture: Path, limit: int):
+        self.mixture = mixture
+        self.limit = limit
+        self.texts = self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.texts = self.characters = 0
+        for text in texts_of(self.mixture, "train"):
+            if self.characters >= self.limit:
+                return
+            self.texts += 1
+            self.characters += len(text)
             yield text
 
 
@@ -79,7 +104,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     if spec.existing is not None:
         return _adopt(spec.existing, run)
     run.log(f"training a byte-level BPE of {spec.vocabulary_size} entries")
-    tokenizer = train_bpe(texts_of(spec.mixture, "train"), spec.vocabulary_size)
+    sample = TrainingSample(spec.mixture, spec.sample_characters)
+    tokenizer = train_bpe(sample, spec.vocabulary_size)
     size = tokenizer.get_vocab_size()
     if size < spec.vocabulary_size:
         raise Refusal(
@@ -87,7 +113,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             f"({spec.vocabulary_size}); lower the setting or add text"
         )
     wrap(tokenizer).save_pretrained(run.output)
-    return {"vocabulary_size": size}
+    return {"vocabulary_size": size, "sampled_texts": sample.texts, "sampled_characters": sample.characters}
 
 
 def _adopt(existing: str, run: PayloadRun) -> dict[str, Any]:

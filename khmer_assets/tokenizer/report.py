@@ -6,6 +6,7 @@ Face cache of this machine holds.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ from pydantic import BaseModel
 
 from khmer_assets.foundation import plots
 from khmer_assets.foundation.tables import markdown_table
-from khmer_assets.tokenizer.bpe import GPT2_PATTERN, texts_of, train_bpe
+from khmer_assets.foundation.workers import chunks
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, TrainingSample, texts_of, train_bpe
 from resources.payload import PayloadRun
+
+TEXTS_AT_ONCE = 1_000
 
 Count = Callable[[list[str]], list[int]]
 
 
 class Spec(BaseModel):
-    """Folders of tokenizer and training_mixture."""
+    """Folders of tokenizer and training_mixture; how much text a tokenizer to compare with is trained on."""
 
     tokenizer: Path
     mixture: Path
+    sample_characters: int
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -33,45 +38,39 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     trained = Tokenizer.from_file(str(spec.tokenizer / "tokenizer.json"))
-    frame = pl.read_parquet(spec.mixture / "data.parquet")
-    languages = sorted(frame["language"].unique())
-    held_out = {language: list(texts_of(spec.mixture, "validation", language)) for language in languages}
-    held_out = {language: texts for language, texts in held_out.items() if texts}
-
     contenders: dict[str, Count] = {"this tokenizer": _counter(trained)}
     run.log("training the tokenizer with GPT-2's pattern, for comparison")
     size = trained.get_vocab_size()
-    contenders["GPT-2 pattern, same size"] = _counter(train_bpe(texts_of(spec.mixture, "train"), size, GPT2_PATTERN))
+    contenders["GPT-2 pattern, same size"] = _counter(
+        train_bpe(TrainingSample(spec.mixture, spec.sample_characters), size, GPT2_PATTERN)
+    )
     for name, path in local_tokenizers().items():
         contenders[name] = _counter(Tokenizer.from_file(str(path)))
 
+    mixture = pl.scan_parquet(spec.mixture / "data.parquet")
+    characters: dict[str, int] = {}
+    tokens: dict[str, Counter[str]] = {name: Counter() for name in contenders}
+    unfaithful = 0
+    for language in mixture.select("language").unique().sort("language").collect()["language"]:
+        for texts in chunks(texts_of(spec.mixture, "validation", language), TEXTS_AT_ONCE, len):
+            characters[language] = characters.get(language, 0) + sum(map(len, texts))
+            for name, count in contenders.items():
+                tokens[name][language] += sum(count(texts))
+            unfaithful += sum(
+                trained.decode(trained.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) != text
+                for text in texts
+            )
     fertility = pl.DataFrame(
         [
-            {"tokenizer": name}
-            | {language: sum(count(texts)) / sum(map(len, texts)) for language, texts in held_out.items()}
-            for name, count in contenders.items()
+            {"tokenizer": name} | {language: tokens[name][language] / characters[language] for language in characters}
+            for name in contenders
         ]
     )
-    unfaithful = [
-        text
-        for texts in held_out.values()
-        for text in texts
-        if trained.decode(trained.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) != text
-    ]
-    by_source = (
-        frame.with_columns(tokens=pl.Series(contenders["this tokenizer"](frame["text"].to_list())))
-        .group_by("source", "language")
-        .agg(
-            pl.len().alias("documents"),
-            pl.col("text").str.len_chars().sum().alias("characters"),
-            pl.col("tokens").sum(),
-        )
-        .sort("source", "language")
-    )
+    by_source = _by_source(mixture, contenders["this tokenizer"])
     report = {
         "vocabulary_size": size,
         "tokens_per_character": {row.pop("tokenizer"): row for row in fertility.to_dicts()},
-        "round_trip_failures": len(unfaithful),
+        "round_trip_failures": unfaithful,
         "tokens_by_source": by_source.to_dicts(),
     }
     (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
@@ -88,6 +87,23 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "tables": tables,
         **{f"tokens_per_character_{language}": value for language, value in own.items()},
     }
+
+
+def _by_source(mixture: pl.LazyFrame, count: Count) -> pl.DataFrame:
+    """Documents, characters and tokens by source and language."""
+    parts = [
+        batch.select(
+            "source",
+            "language",
+            documents=pl.lit(1),
+            characters=pl.col("text").str.len_chars().cast(pl.Int64),
+            tokens=pl.Series(count(batch["text"].to_list()), dtype=pl.Int64),
+        )
+        .group_by("source", "language")
+        .sum()
+        for batch in mixture.select("source", "language", "text").collect_batches(chunk_size=TEXTS_AT_ONCE)
+    ]
+    return pl.concat(parts).group_by("source", "language").sum().sort("source", "language")
 
 
 def local_tokenizers() -> dict[str, Path]:
