@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,10 +95,10 @@ class Batches(dg.ConfigurableResource):
         elif workers == "processes" and batches > INLINE_BATCHES and cores() > 1:
             context = get_context("spawn")
             with ProcessPoolExecutor(cores(), context, initializer=_keep, initargs=(function,)) as processes:
-                yield partial(processes.submit, _apply_kept)
+                yield lambda rows: processes.submit(_apply_kept, rows)
         else:
             with ThreadPoolExecutor(cores()) if workers == "threads" else _Inline() as executor:
-                yield partial(executor.submit, _apply, function)
+                yield lambda rows: executor.submit(_apply, function, rows)
 
 
 class _Inline(Executor):
