@@ -3,7 +3,9 @@
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CODE_VERSION_TAG
+
+from resources.staleness import CODE_VERSION_TAG
+from resources.storage import rows_told
 
 LARGEST_JUMP = 0.2  # of the share of the rows
 
@@ -39,5 +41,5 @@ def set_aside_share_is_steady(asset: str, partitions: Any = None) -> dg.AssetChe
 
 
 def _share(made: dg.AssetMaterialization) -> float:
-    removed, kept = (int(made.metadata[name].value) for name in ("rows_removed", "dagster/row_count"))  # type: ignore[arg-type]
+    kept, removed = rows_told(made.metadata) or (0, 0)
     return removed / max(removed + kept, 1)

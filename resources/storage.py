@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
@@ -286,6 +287,14 @@ class FramesIOManager(_StoreIOManager):
                 **metadata,
             }
         )
+
+
+def rows_told(metadata: Mapping[str, dg.MetadataValue]) -> tuple[int, int] | None:
+    """How many rows a materialization by `frames` kept and set aside; None where nothing could be set aside."""
+    if "rows_removed" not in metadata:
+        return None
+    kept = metadata.get("dagster/partition_row_count", metadata.get("dagster/row_count"))
+    return int(str(kept.value)) if kept else 0, int(str(metadata["rows_removed"].value))
 
 
 def _rows_key(context: dg.OutputContext) -> str:

@@ -28,6 +28,7 @@ import psutil
 from khmer_assets.foundation.processes import how_it_ended
 from resources.instance import open_instance, show_in_timeline
 from resources.staleness import Artifact, name_of
+from resources.storage import rows_told
 
 PROCESS_TAG = "khmer/process"
 GRAPH = "khmer_assets.definitions"
@@ -231,9 +232,7 @@ def _told(result: dg.ExecuteInProcessResult) -> Outcome:
             metadata = event.step_materialization_data.materialization.metadata
             outcome.made = True
             outcome.path = str(metadata["path"].value) if "path" in metadata else None
-            if "rows_removed" in metadata:
-                kept = metadata.get("dagster/partition_row_count") or metadata["dagster/row_count"]
-                outcome.rows = int(str(kept.value)), int(str(metadata["rows_removed"].value))
+            outcome.rows = rows_told(metadata)
     if not result.success and not outcome.made:
         outcome.failure = _reason(result)
     return outcome
