@@ -169,7 +169,7 @@ def _close(instance: dg.DagsterInstance, run_id: str, report: Callable[..., Any]
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
         report(run, message)
-        show_in_timeline(instance, run_id, GRAPH)
+    show_in_timeline(instance, run_id, GRAPH)  # also a run that its own process had closed by now
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 

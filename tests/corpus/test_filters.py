@@ -166,7 +166,8 @@ def test_the_list_of_offensive_words_is_read_with_the_recipe(tmp_path):
     assert pickle.loads(pickle.dumps(recipe.filters)) == recipe.filters
     assert Filters.model_validate(recipe.filters.model_dump(mode="json")) == recipe.filters
     copy = tmp_path / "recipe.yaml"
-    copy.write_text(SAMPLE_RECIPE.read_text().replace("\nfilters:", "\nfilters:\n  offensive_words: list.txt"))
+    text = SAMPLE_RECIPE.read_text().replace("../catalogues/sample.yaml", str(recipe.catalogue))
+    copy.write_text(text.replace("\nfilters:", "\nfilters:\n  offensive_words: list.txt"))
     (tmp_path / "list.txt").write_text("# own list\nអាក្រក់\n")
     assert Recipe.load(copy).filters.offensive_words == ("អាក្រក់",)
     (tmp_path / "list.txt").unlink()
