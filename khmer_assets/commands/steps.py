@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any
 
 import dagster as dg
-import psutil
 
+from khmer_assets.foundation.launcher import identity_of
 from khmer_assets.foundation.processes import how_it_ended
 from resources.instance import open_instance, show_in_timeline
 from resources.staleness import Artifact, name_of
@@ -158,10 +158,9 @@ class Steps:
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
     """Mark runs whose process was killed as canceled, and give back the pool slots that they held."""
     unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
-    living = _living_processes()
     for run in instance.get_runs(dg.RunsFilter(statuses=unfinished)):
         process = run.tags.get(PROCESS_TAG)
-        if process is not None and process not in living:
+        if process is not None and process != _identity(int(process.partition("-")[0])):
             _close(instance, run.run_id, instance.report_run_canceled, "the process of this run was ended")
 
 
@@ -173,12 +172,12 @@ def _close(instance: dg.DagsterInstance, run_id: str, report: Callable[..., Any]
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
-def _living_processes() -> set[str]:
-    return {f"{p.info['pid']}-{p.info['create_time']:.0f}" for p in psutil.process_iter(["pid", "create_time"])}
-
-
-def _this_process() -> str:
-    return f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+def _identity(pid: int) -> str | None:
+    """What tells a process from all others, also from a later one of the same number; None when it is gone."""
+    try:
+        return "-".join(str(part) for part in identity_of(pid).values())
+    except FileNotFoundError:
+        return None
 
 
 def _end_group(process: BaseProcess) -> None:
@@ -211,7 +210,7 @@ def _work(load: Load, home: Path, artifact: Artifact, run_id: str, connection: C
             partition_key=partition,
             asset_selection=[key],
             raise_on_error=False,
-            tags={PROCESS_TAG: _this_process()},
+            tags={PROCESS_TAG: str(_identity(os.getpid()))},
         )
         show_in_timeline(instance, run_id, GRAPH)
         connection.send(_told(result))
