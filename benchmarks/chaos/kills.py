@@ -8,7 +8,7 @@ from pathlib import Path
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
 GIVEN_UP_AFTER = 180.0  # seconds without recovery, which then counts as something lost
-STEPS, CHECKPOINT_EVERY = 300, 10  # of a training
+STEPS, CHECKPOINT_EVERY = 150, 10  # of a training
 
 
 @dataclass
@@ -37,8 +37,14 @@ def waited(until: Callable[[], bool], seconds: float = GIVEN_UP_AFTER) -> float 
 def small_recipe() -> Recipe:
     """The sample's recipe with a model that trains in seconds."""
     recipe = Recipe.load(SAMPLE_RECIPE)
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "layers": 2, "attention_heads": 4, "key_value_heads": 2}
-    schedule = {"context_length": 128, "batch_size": 4, "steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "layers": 2, "attention_heads": 4, "key_value_heads": 2}
+    schedule: dict[str, object] = {
+        "precision": "float32",
+        "context_length": 128,
+        "batch_size": 4,
+        "steps": STEPS,
+        "checkpoint_every": CHECKPOINT_EVERY,
+    }
     return recipe.model_copy(update={"pretraining": recipe.pretraining.model_copy(update={**sizes, **schedule})})
 
 

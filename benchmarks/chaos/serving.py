@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import psutil
@@ -40,7 +40,7 @@ class Serving:
             self.models.append((released, f"{seed}" * 16))
         self.turn = 0
         started = time.monotonic()
-        deploy(self.server, *self.models[0])
+        deploy(str(folder), port, "beside", *self.models[0])
         self.seconds = time.monotonic() - started
         self.ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -55,6 +55,12 @@ class Serving:
         """Stop what serves."""
         self.ended.set()
         self.server.stop()
+
+    def _is_whole(self) -> bool:
+        """Whether a supervisor runs with a gateway; one whose supervisor was killed answers for a moment longer."""
+        with suppress(AssertionError, IndexError, psutil.NoSuchProcess):
+            return bool(gateway_process(self.server).is_running())
+        return False
 
     def _answers(self) -> bool:
         load = Load()
@@ -84,8 +90,9 @@ class Serving:
         deployment = None
         if step == "deployment":
             self.turn += 1
-            server = self.server.model_copy(update={"replace": self.chance.choice(["beside", "after"])})
-            deployment = PROCESSES.Process(target=deploy, args=(server, *self.models[self.turn % 2]))
+            replace: Literal["beside", "after"] = self.chance.choice(["beside", "after"])
+            where = (self.server.home, self.server.port, replace)
+            deployment = PROCESSES.Process(target=deploy, args=(*where, *self.models[self.turn % 2]))
             deployment.start()
         time.sleep(self.chance.uniform(0, self.seconds + 3))
         name, victim = self._victim(deployment)
@@ -93,7 +100,7 @@ class Serving:
         with suppress(psutil.NoSuchProcess):
             victim.kill()
         found = Kill(step, name)
-        seconds = waited(self._answers)
+        seconds = waited(lambda: self._is_whole() and self._answers())
         recovered = time.monotonic()
         found.recovered = GIVEN_UP_AFTER if seconds is None else seconds
         found.lost_artifacts = int(seconds is None)
@@ -123,6 +130,6 @@ class Serving:
         return name.split()[0], living[name]
 
 
-def deploy(server: ModelServer, model: Path, digest: str) -> None:
+def deploy(home: str, port: int, replace: Literal["beside", "after"], model: Path, digest: str) -> None:
     """Serve the model."""
-    server.deploy(model, digest, 128)
+    ModelServer(home=home, port=port, replace=replace).deploy(model, digest, 128)

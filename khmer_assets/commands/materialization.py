@@ -223,7 +223,7 @@ class _Run:
         if removed and removed > MUCH_SET_ASIDE * (kept + removed):
             amount = f"{100 * removed / (kept + removed):.0f} %" if kept else "all"
             self.say(f"        WARNING: {name} set {amount} of its rows aside; {outcome.path}/removed.parquet has why")
-        elif outcome.rows == (0, 0):
+        elif outcome.rows == (0, 0) and any(need not in self.place for need in inputs_of(self.graph, artifact)):
             self.say(f"        WARNING: {name} has no rows")
         self._note_checks(artifact)
 

@@ -4,10 +4,12 @@ Each step would else load it anew, for a second or two. Nothing stays open here 
 """
 
 import tempfile
+from pathlib import Path
 
 import dagster as dg
 
 from khmer_assets.definitions import defs
+from resources.instance import dagster_home
 
 
 @dg.asset
@@ -17,5 +19,7 @@ def nothing() -> None:
 
 defs.resolve_asset_graph()
 quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
-    dg.materialize([nothing], instance=instance, run_config=quiet)
+with tempfile.TemporaryDirectory() as folder:
+    settings = dagster_home(Path(folder))  # without telemetry
+    with dg.DagsterInstance.local_temp(str(settings)) as instance:
+        dg.materialize([nothing], instance=instance, run_config=quiet)

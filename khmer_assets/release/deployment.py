@@ -1,6 +1,7 @@
 """Serving a release: the settings of the server, and the calls that assets and commands make."""
 
 import json
+import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,8 +93,8 @@ def registered_answer(server: ModelServer, name: str, files: Path, question: str
 
 def served_endpoint(server: ModelServer, digest: str, names: tuple[str, ...]) -> Path:
     """A folder with `endpoint.json`: where, and under which names, the model of this digest answers."""
-    folder = Path(server.home) / "server" / f"endpoint-{digest}"
-    folder.mkdir(exist_ok=True)
+    # of its own, for the run and the sensor may deploy the same release at once
+    folder = Path(tempfile.mkdtemp(dir=Path(server.home) / "server", prefix="endpoint-"))
     endpoint = {"address": server.base_url, "digest": digest, "models": list(names)}
     (folder / "endpoint.json").write_text(json.dumps(endpoint, indent=1))
     return folder

@@ -1,9 +1,12 @@
 """Where the server may be reached: from this machine, or elsewhere with encryption."""
 
+import json
+import shutil
+
 import pytest
 from pydantic import ValidationError
 
-from khmer_assets.release.deployment import Deployment, model_server
+from khmer_assets.release.deployment import Deployment, model_server, served_endpoint
 
 TLS = {"tls_certificate": "/etc/khmer/certificate.pem", "tls_key": "/etc/khmer/key.pem"}
 
@@ -27,3 +30,11 @@ def test_keys_do_not_travel_in_the_clear(tmp_path):
 def test_a_host_is_an_address():
     with pytest.raises(ValidationError, match="does not appear to be an IPv4 or IPv6 address"):
         deployment(host="khmer.example.org")
+
+
+def test_two_that_deploy_the_same_release_at_once_each_tell_so_in_a_folder_of_their_own(tmp_path):
+    (tmp_path / "server").mkdir()
+    server = model_server(deployment(), [], tmp_path)
+    first, second = (served_endpoint(server, "a" * 16, ("khmer",)) for _ in range(2))
+    shutil.rmtree(first)  # as the I/O manager does once it is committed
+    assert json.loads((second / "endpoint.json").read_text())["digest"] == "a" * 16
