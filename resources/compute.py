@@ -17,6 +17,7 @@ from typing import IO, Any
 import dagster as dg
 from pydantic import BaseModel
 
+from khmer_assets.foundation.files import remove_unused
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.settings import digest_of
@@ -72,8 +73,7 @@ class Compute(dg.ConfigurableResource):
                 output_name="result",  # an asset's own name for it; those that yield checks too have more outputs
             )
             yield work / "output"
-            (work / FIGURES).unlink()  # first, for an output is whole only while it is there
-            shutil.rmtree(work)
+            remove_unused(work)  # at once: what is half removed must not be taken for what is half made
 
 
 def _run_in_child(

@@ -201,7 +201,7 @@ class Training(Step):
 
     def run_again(self, found: Kill) -> float:
         done = self._steps()
-        unfinished = list(self.work.glob("*/state"))
+        unfinished = list(self.work.glob("[!.]*/state"))
         seconds = super().run_again(found)
         again = self._steps()[len(done) :]
         if unfinished and done and again:
