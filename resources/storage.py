@@ -165,14 +165,10 @@ class Store:
                 if digest_of_folder(whole) != folder.name:
                     raise OSError(f"{place / folder.name}: what was read has another digest; materialize it again")
                 whole.rename(folder)
-            for other in folder.parent.iterdir():
-                if other.is_dir() and other != folder and not other.name.startswith(SCRATCH):
-                    remove_unused(other)
+            _remove_versions(folder.parent, {folder.name})
 
     def _forget(self, place: UPath, local_place: Path, keep: set[str | None]) -> None:
-        for folder in local_place.iterdir():
-            if folder.is_dir() and folder.name not in keep and not folder.name.startswith(SCRATCH):
-                remove_unused(folder)
+        _remove_versions(local_place, keep)
         if self.is_local:
             return
         found = list(place.iterdir())
@@ -185,6 +181,12 @@ class Store:
             newest = max((self.root.fs.modified(file).timestamp() for file in files), default=0.0)
             if time.time() - newest > ABANDONED_AFTER:
                 self.root.fs.rm((place / name).path, recursive=True)
+
+
+def _remove_versions(place: Path, keep: set[str | None]) -> None:
+    for folder in place.iterdir():
+        if folder.is_dir() and folder.name not in keep and not folder.name.startswith(SCRATCH):
+            remove_unused(folder)
 
 
 def _text(file: UPath) -> str | None:

@@ -1,5 +1,6 @@
 """What a kill is, how it is done, and how long something may take to come back."""
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
 GIVEN_UP_AFTER = 180.0  # seconds without recovery, which then counts as something lost
+PROGRESS = "progress"  # what a training tells of its steps, beside its work folders
+PROCESSES = multiprocessing.get_context("spawn")
 STEPS, CHECKPOINT_EVERY = 150, 10  # of a training
 
 

@@ -1,7 +1,6 @@
 """What serves, under load: releases that take each other's place, and the processes that may be killed meanwhile."""
 
 import asyncio
-import multiprocessing
 import random
 import threading
 import time
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import aiohttp
 import psutil
 
-from benchmarks.chaos.kills import GIVEN_UP_AFTER, Kill, new_folder, small_recipe, waited
+from benchmarks.chaos.kills import GIVEN_UP_AFTER, PROCESSES, Kill, new_folder, small_recipe, waited
 from benchmarks.gateway import Load, gateway_process, one_answer, prompts, random_model
 from khmer_assets.compression import gguf
 from khmer_assets.foundation.processes import free_ports
@@ -21,7 +20,6 @@ from khmer_assets.server.state import ModelServerError
 from resources.model_server import ModelServer
 
 USERS = 4
-PROCESSES = multiprocessing.get_context("spawn")
 
 
 class Serving:

@@ -1,7 +1,6 @@
 """The steps of the graph that are killed: a training, an upload to the object store, a refresh of a source."""
 
 import json
-import multiprocessing
 import random
 import re
 import sys
@@ -18,7 +17,7 @@ import polars as pl
 import psutil
 
 from benchmarks.chaos.hosts import STORE
-from benchmarks.chaos.kills import GIVEN_UP_AFTER, Kill, new_folder, small_recipe
+from benchmarks.chaos.kills import GIVEN_UP_AFTER, PROCESSES, PROGRESS, Kill, new_folder, small_recipe
 from benchmarks.gateway import SAMPLE_TEXTS, random_model
 from khmer_assets.pretraining import packing
 from resources.compute import Compute
@@ -26,8 +25,6 @@ from resources.payload import PayloadRun
 from resources.storage import FoldersIOManager, MissingArtifact, Store
 
 UPLOADED_FILES, BYTES_A_FILE = 24, 300_000
-PROGRESS = "progress"  # of a training, beside its work folders
-PROCESSES = multiprocessing.get_context("spawn")
 
 
 class Step:

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.chaos.kills import PROGRESS
 from khmer_assets.pretraining import train
 from khmer_assets.training import loop
 from resources.payload import PayloadRun
-
-PROGRESS = "progress"  # beside the work folders
 
 Spec = train.Spec
 
