@@ -8,6 +8,7 @@ import dagster as dg
 import yaml
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
+from khmer_assets.foundation.files import in_turn
 from khmer_assets.foundation.workers import cores
 
 # tag of assets that are made when somebody asks for them, not when they are stale
@@ -42,8 +43,10 @@ def dagster_home(home: Path) -> Path:
 
 def open_instance(home: Path) -> dg.DagsterInstance:
     """The instance of this state folder; also makes it the one of every process that is started from here."""
-    os.environ["DAGSTER_HOME"] = str(dagster_home(home))
-    return dg.DagsterInstance.get()
+    folder = dagster_home(home)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    with in_turn(folder):  # two that make Dagster's databases at once leave some that no one can open
+        return dg.DagsterInstance.get()
 
 
 def show_in_timeline(instance: dg.DagsterInstance, run_id: str, graph: str) -> None:

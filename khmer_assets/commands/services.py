@@ -13,7 +13,7 @@ from khmer_assets.foundation.home import PROJECT, home
 from khmer_assets.foundation.processes import BackgroundProcess, PortInUse, require_free_port
 from khmer_assets.foundation.settings import digest_of
 from khmer_assets.recipe import RECIPE_VARIABLE, Recipe
-from resources.instance import dagster_home
+from resources.instance import dagster_home, open_instance
 from resources.tracking import tracking_uri
 
 UI_PORT_VARIABLE, UI_PORT = "KHMER_UI_PORT", 3000
@@ -41,6 +41,7 @@ def start(recipe: Recipe) -> None:
         )
     programs = Path(sys.executable).parent
     local = ["--host", "127.0.0.1", "--port"]
+    open_instance(home())  # three of them would make its databases at once
     dagster = {"DAGSTER_HOME": str(dagster_home(home()))}
     _end_former_graph(code, recipe)
     code.start(
