@@ -66,15 +66,11 @@ class NaiveOptimizer:
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """The sample's recipe and the naive one."""
     own = recipe.pretraining
-    schedule = Schedule(
-        **own.model_dump(
-            include={"learning_rate", "warmup_ratio", "weight_decay", "steps", "checkpoint_every", "precision"}
-        )
-    )
+    assert own.decoder is not None
+    schedule = Schedule(own, own.steps)
     naive = own.model_copy(
         update={
-            "architecture": "gpt2",
-            "intermediate_size": 1024,
+            "decoder": own.decoder.model_copy(update={"architecture": "gpt2", "intermediate_size": 1024}),
             "context_length": 256,
             "batch_size": 16,
             "precision": "float32",
@@ -99,7 +95,8 @@ def measure(contender: Contender, train: list[str], held_out: list[str], seconds
     stream = np.concatenate([np.asarray([*tokenizer(text)["input_ids"], end], dtype=np.uint32) for text in train])
     settings = contender.settings
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed)
-    model = new_model(settings, tokenizer, seed)
+    assert settings.decoder is not None
+    model = new_model(settings.decoder, settings.context_length, tokenizer, seed)
     optimizer = contender.optimizer(model)
     step, started = 0, time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:

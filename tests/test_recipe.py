@@ -7,6 +7,15 @@ from pydantic_core import to_jsonable_python
 from khmer_assets.foundation.settings import RecipeError, Settings, code_version
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
+DECODER = {
+    "architecture": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "layers": 1,
+    "attention_heads": 4,
+    "key_value_heads": 2,
+}
+
 
 @pytest.fixture
 def recipe_file(tmp_path):
@@ -57,7 +66,10 @@ def test_the_sample_restates_no_default():
     [
         ({"pretraining__steps": -5}, r"pretraining.steps: Input should be greater than 0 \(given: -5\)"),
         ({"pretraining__stepz": 5}, "pretraining.stepz: there is no such key"),
-        ({"pretraining__hidden_size": 250}, "hidden_size .250. must be a multiple of attention_heads"),
+        (
+            {"pretraining__decoder": DECODER | {"hidden_size": 250}},
+            "hidden_size .250. must be a multiple of attention_heads",
+        ),
         ({"mixture__weights": {"khm": 0.5, "eng": 0.4}}, "weights must sum to 1, they sum to 0.9"),
         ({"compression__gguf": ["Q9"]}, "compression.gguf.0"),
         (

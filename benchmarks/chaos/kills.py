@@ -41,14 +41,16 @@ def small_recipe() -> Recipe:
     """The sample's recipe with a model that trains in seconds."""
     recipe = Recipe.load(SAMPLE_RECIPE)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "layers": 2, "attention_heads": 4, "key_value_heads": 2}
+    assert recipe.pretraining.decoder is not None
     schedule: dict[str, object] = {
+        "decoder": recipe.pretraining.decoder.model_copy(update=sizes),
         "precision": "float32",
         "context_length": 128,
         "batch_size": 4,
         "steps": STEPS,
         "checkpoint_every": CHECKPOINT_EVERY,
     }
-    return recipe.model_copy(update={"pretraining": recipe.pretraining.model_copy(update={**sizes, **schedule})})
+    return recipe.model_copy(update={"pretraining": recipe.pretraining.model_copy(update=schedule)})
 
 
 def new_folder(folder: Path) -> Path:

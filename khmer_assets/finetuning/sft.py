@@ -8,24 +8,21 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from khmer_assets.foundation import plots
-from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio, Settings
+from khmer_assets.foundation.settings import PositiveInt, Ratio
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.training.held_out import measured, token_nats
 from khmer_assets.training.models import Precision
+from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
 
-class Finetuning(Settings):
+class Finetuning(TrainingSettings):
     """LoRA on every Linear layer but the output head. A step is `batch_size` chats."""
 
     rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Ratio
-    learning_rate: PositiveFloat
-    warmup_ratio: Ratio
-    batch_size: PositiveInt
     epochs: PositiveInt
-    checkpoint_every: PositiveInt
 
 
 IGNORED = -100
@@ -82,23 +79,21 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         )
     steps_an_epoch = len(examples["train"]) // settings.batch_size
     schedule = Schedule(
-        learning_rate=settings.learning_rate,
-        warmup_ratio=settings.warmup_ratio,
-        weight_decay=0.0,
-        steps=steps_an_epoch * settings.epochs,
-        checkpoint_every=settings.checkpoint_every,
-        precision=spec.precision,
+        settings.model_copy(update={"precision": spec.precision}), steps=steps_an_epoch * settings.epochs
     )
     lengths = np.array([len(ids) for ids, _ in examples["train"]])
     run.log(f"{len(examples['train']):,} chats, {schedule.steps:,} steps")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
 
-    def batch(step: int) -> dict[str, torch.Tensor]:
+    def batch(step: int) -> list[dict[str, torch.Tensor]]:
         epoch, index = divmod(step, steps_an_epoch)
         chosen = batches_of_epoch(lengths, settings.batch_size, (spec.seed, epoch))[index]
-        return padded([examples["train"][i] for i in chosen], tokenizer.pad_token_id, model.device)
+        parts = np.split(
+            chosen, range(settings.micro_batch_size or len(chosen), len(chosen), settings.micro_batch_size or 1)
+        )
+        return [padded([examples["train"][i] for i in part], tokenizer.pad_token_id) for part in parts]
 
-    curve = train(model, batch, schedule, run)
+    curve = train(model, batch, schedule, run).curve
     model.eval()
     model.save_pretrained(run.output)
     losses, not_scored = measured(
@@ -173,15 +168,13 @@ def batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: tuple[int, int]
     return random.permutation(order.reshape(-1, batch_size))
 
 
-def padded(examples: list[tuple[list[int], list[int]]], pad: int, device: Any) -> dict[str, Any]:
+def padded(examples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Any]:
     """The model's arguments for a batch of examples, padded on the right."""
     import torch
 
     width = max(len(ids) for ids, _ in examples)
     return {
-        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples], device=device),
-        "attention_mask": torch.tensor(
-            [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples], device=device
-        ),
-        "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples], device=device),
+        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples]),
+        "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples]),
     }

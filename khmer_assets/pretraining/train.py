@@ -1,35 +1,40 @@
 """The pretraining payload: from packed sequences to a base checkpoint with its loss curve and held-out quality."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from khmer_assets.foundation import plots
-from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Ratio
+from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.pretraining import packing
-from khmer_assets.pretraining.decoder import Decoder, starting_model
+from khmer_assets.pretraining.decoder import Decoder, new_model
 from khmer_assets.training import held_out
-from khmer_assets.training.models import Precision
-from resources.payload import PayloadRun
+from khmer_assets.training.models import load_model
+from khmer_assets.training.settings import TrainingSettings
+from resources.payload import PayloadRun, Refusal
+
+BASE = "base.json"  # what the graph knows of an open model, in its folder
 
 
-class Pretraining(Decoder):
-    """The decoder and its training. A step is `batch_size` sequences of `context_length` tokens."""
+class Pretraining(TrainingSettings):
+    """A new `decoder`, or none where an open model is trained on, and `steps` steps of its training, on sequences of
+    `context_length` tokens."""
 
-    precision: Precision = "auto"
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_ratio: Ratio
-    weight_decay: Annotated[float, Field(ge=0)]
+    decoder: Decoder | None = None
+    context_length: Annotated[int, Field(ge=16)]
     steps: PositiveInt
-    checkpoint_every: PositiveInt
 
 
 class Spec(BaseModel):
-    """Folders of packed_dataset, tokenizer and training_mixture; the settings; how much held-out text is scored."""
+    """Folders of packed_dataset, tokenizer and training_mixture; the settings; how much held-out text is scored.
 
+    `base` is the folder of the model that is trained on, None for the settings' new decoder.
+    """
+
+    base: Path | None = None
     packed: Path
     tokenizer: Path
     mixture: Path
@@ -40,6 +45,8 @@ class Spec(BaseModel):
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write a transformers folder (float32) with its tokenizer and `training.json`; return quality by language.
+
+    What is known of the base (`base.json`) goes along with what is made of it.
 
     A model that cannot be scored is kept, without quality and with the reason in `not_scored`.
     """
@@ -52,34 +59,32 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
     settings = spec.settings
     torch.manual_seed(spec.seed)
-    model = starting_model(settings, tokenizer, spec.seed).to(models.device())
+    model = starting_model(spec, tokenizer).to(models.device())
     sequences = packing.PackedSequences(
         packing.open_stream(spec.packed), settings.context_length, settings.batch_size, spec.seed
     )
     parameters = sum(p.numel() for p in model.parameters())
-    run.log(f"{settings.architecture}: {parameters:,} parameters, {sequences.sequences:,} sequences")
-    run.parameters(**settings.model_dump(), parameters=parameters, seed=spec.seed)
+    run.log(f"{model.config.model_type}: {parameters:,} parameters, {sequences.sequences:,} sequences")
+    run.parameters(**settings.model_dump(exclude={"decoder"}), parameters=parameters, seed=spec.seed)
 
-    def batch(step: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(sequences.batch(step)).to(model.device)
-        return {"input_ids": ids, "labels": ids}
+    def batch(step: int) -> list[dict[str, torch.Tensor]]:
+        ids = torch.from_numpy(sequences.batch(step))
+        return [{"input_ids": part, "labels": part} for part in ids.split(settings.micro_batch_size or len(ids))]
 
-    schedule = Schedule(
-        **settings.model_dump(
-            include={"learning_rate", "warmup_ratio", "weight_decay", "steps", "checkpoint_every", "precision"}
-        )
-    )
-    curve = train(model, batch, schedule, run)
+    result = train(model, batch, Schedule(settings, settings.steps), run)
     model.eval()
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
+    if spec.base and (spec.base / BASE).exists():
+        shutil.copy(spec.base / BASE, run.output)
+    plot = plots.as_markdown(loss_plot(result.curve))
     run.log("scoring held-out text")
     quality, not_scored = held_out.measured(
         lambda: held_out.quality_by_language(
             held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
         )
     )
-    training = {"curve": curve, "quality": quality or {}}
+    training = {"curve": result.curve, "quality": quality or {}}
     (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))
     figures = {
         f"{measure}_{language}": q[measure]
@@ -88,4 +93,30 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
     run.metrics(settings.steps, **figures)
     run.keep_model(run.output)
-    return {"parameters": parameters, "loss_curve": plots.as_markdown(loss_plot(curve)), **figures}
+    return {"parameters": parameters, "loss_curve": plot, **figures}
+
+
+def starting_model(spec: Spec, tokenizer: Any) -> Any:
+    """The settings' new decoder, or the base. Raises `Refusal` when a base cannot be trained on as it is set."""
+    settings = spec.settings
+    if spec.base is None:
+        if settings.decoder is None:
+            raise Refusal("there is nothing to train; set pretraining.decoder, or base to begin with an open model")
+        return new_model(settings.decoder, settings.context_length, tokenizer, spec.seed)
+    try:
+        model = load_model(spec.base)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"the model in {spec.base} cannot be loaded: {error}") from None
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise Refusal(
+            f"the tokenizer in {spec.tokenizer} has {len(tokenizer)} tokens and the model in {spec.base} {rows} "
+            f"embeddings; expected a tokenizer that belongs to the model"
+        )
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and settings.context_length > longest:
+        raise Refusal(
+            f"pretraining.context_length ({settings.context_length}) is above the {longest} tokens that the base "
+            f"was made for; lower it"
+        )
+    return model

@@ -5,9 +5,10 @@ and so reaches the same losses as one that was never stopped.
 """
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,29 +19,51 @@ import torch
 from khmer_assets.foundation import plots
 from khmer_assets.training.models import Precision, autocast
 from khmer_assets.training.muon import Muon
+from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
 GRADIENT_CLIP = 1.0
 MATRIX_RATE = 2.0
+DECAY = 0.2
 REPORT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up over `warmup_ratio` of the steps, then linear decay to zero (Bergsma et al., 2025)."""
+    """A training of `steps` steps."""
 
-    learning_rate: float
-    warmup_ratio: float
-    weight_decay: float
+    settings: TrainingSettings
     steps: int
-    checkpoint_every: int
-    precision: Precision
 
     def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when a share of `progress` (0 to 1) of the training is done."""
-        if progress < self.warmup_ratio:
-            return self.learning_rate * progress / self.warmup_ratio
-        return self.learning_rate * (1 - progress) / (1 - self.warmup_ratio)
+        """The learning rate when a share of `progress` (0 to 1) of the training is done: after the warm-up it falls to
+        zero, linearly (Bergsma et al., 2025), along a cosine (Loshchilov and Hutter, 2017) or, linearly too, over the
+        last `DECAY` of the training (Hägele et al., 2024)."""
+        highest, warmup = self.settings.learning_rate, self.settings.warmup_ratio
+        if progress < warmup:
+            return highest * progress / warmup
+        rest = (1 - progress) / (1 - warmup) if warmup < 1 else 0.0
+        match self.settings.schedule:
+            case "linear":
+                return highest * rest
+            case "cosine":
+                return highest * (1 - math.cos(math.pi * rest)) / 2
+            case "constant_then_decay":
+                return highest * min(1.0, (1 - progress) / DECAY)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training tells of itself.
+
+    `curve` has a point a step: {"step", "loss" (nats a token), "learning_rate", "gradient_norm"}, and
+    "validation_loss" where it was measured. `best_step` is the step of the lowest one, whose weights the model has;
+    None when none was measured. `alarms` are what somebody should look at, a text a name.
+    """
+
+    curve: list[dict[str, float]]
+    best_step: int | None
+    alarms: dict[str, str]
 
 
 class Stepper(Protocol):
@@ -64,7 +87,7 @@ class Optimizer:
         chosen = {id(p) for p in matrices}
         others = [p for p in trainable.values() if id(p) not in chosen]
         self.adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-        self.muon = Muon(matrices, lr=0.0, weight_decay=schedule.weight_decay) if matrices else None
+        self.muon = Muon(matrices, lr=0.0, weight_decay=schedule.settings.weight_decay) if matrices else None
 
     def step(self, learning_rate: float) -> None:
         """Update with the gradients at hand, then forget them."""
@@ -88,13 +111,16 @@ class Optimizer:
 
 def train(
     model: torch.nn.Module,
-    batch: Callable[[int], dict[str, torch.Tensor]],
+    batch: Callable[[int], Sequence[dict[str, torch.Tensor]]],
     schedule: Schedule,
     run: PayloadRun,
-) -> list[dict[str, float]]:
-    """Train `model` in place; return the loss curve, one {"step", "loss", "learning_rate"} a step.
+    evaluate: Callable[[], float] | None = None,
+) -> TrainingResult:
+    """Train `model` in place.
 
-    `batch(step)` gives the model's keyword arguments. Raises `Refusal` when the loss stops being a number.
+    `batch(step)` gives the step's micro-batches in order: the model's keyword arguments, on the CPU. `evaluate` gives
+    the validation loss in nats a token; the model is then in evaluation mode. Raises `Refusal` when the loss stops
+    being a number.
     """
     optimizer = Optimizer(model, schedule)
     curve = _resume(model, optimizer, run.state / "checkpoint.pt")
@@ -104,17 +130,17 @@ def train(
     started, reported = time.monotonic(), 0.0
     tokens, resumed, unreported = 0, len(curve), len(curve)
     for step in range(resumed, schedule.steps):
-        inputs = batch(step)
+        [inputs] = [{name: value.to(model.device) for name, value in part.items()} for part in batch(step)]
         rate = schedule.learning_rate_at((step + 1) / (schedule.steps + 1))
-        loss = training_step(model, optimizer, inputs, rate, schedule.precision)
+        loss = training_step(model, optimizer, inputs, rate, schedule.settings.precision)
         if loss != loss:
             raise Refusal(
-                f"the loss of step {step + 1} is not a number; lower learning_rate ({schedule.learning_rate})"
+                f"the loss of step {step + 1} is not a number; lower learning_rate ({schedule.settings.learning_rate})"
             )
         curve.append({"step": step + 1, "loss": loss, "learning_rate": rate})
         tokens += inputs["input_ids"].numel()
         last = step + 1 == schedule.steps
-        if last or (step + 1) % schedule.checkpoint_every == 0:
+        if last or (step + 1) % schedule.settings.checkpoint_every == 0:
             _save(model, optimizer, curve, run.state / "checkpoint.pt")
         if last or time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
@@ -125,7 +151,7 @@ def train(
             for point in curve[unreported::5]:
                 run.metrics(int(point["step"]), loss=point["loss"], learning_rate=point["learning_rate"])
             unreported = len(curve)
-    return curve
+    return TrainingResult(curve, None, {})
 
 
 def training_step(

@@ -11,12 +11,24 @@ import dagster as dg
 from khmer_assets.definitions import assets_by_stage
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.pretraining import packing, train
+from khmer_assets.pretraining.decoder import Decoder
+from khmer_assets.pretraining.train import Pretraining
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.training import held_out
 from resources.payload import PayloadRun
 from tests.tiny_model import save_tiny_mixture, save_tiny_model
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "context_length": 64, "batch_size": 1, "steps": 8}
+SETTINGS = Pretraining(
+    decoder=Decoder(
+        architecture="qwen3", hidden_size=32, intermediate_size=64, layers=1, attention_heads=4, key_value_heads=2
+    ),
+    context_length=64,
+    learning_rate=0.01,
+    warmup_ratio=0.1,
+    batch_size=1,
+    steps=8,
+    checkpoint_every=8,
+)
 
 
 class OutOfMemory(PayloadRun):
@@ -41,8 +53,7 @@ def train_without_memory_to_score(folder: Path) -> None:
     rows.with_columns(text=longer.otherwise("text")).write_parquet(mixture / "data.parquet")
     packed = PayloadRun(folder / "packed")
     packing.main(packing.Spec(mixture=mixture, tokenizer=tokenizer, context_length=64, seed=1), packed)
-    settings = Recipe.load(SAMPLE_RECIPE).pretraining.model_copy(update=SIZES)
-    spec = train.Spec(packed=packed.output, tokenizer=tokenizer, mixture=mixture, settings=settings, seed=1,
+    spec = train.Spec(packed=packed.output, tokenizer=tokenizer, mixture=mixture, settings=SETTINGS, seed=1,
                       max_documents=10)  # fmt: skip
     train.main(spec, OutOfMemory(folder / "work"))
 

@@ -6,15 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from khmer_assets.pretraining.decoder import new_model
+from khmer_assets.pretraining.decoder import Decoder, new_model
 from khmer_assets.pretraining.packing import PackedSequences
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from khmer_assets.training import models as models
 from khmer_assets.training.loop import Schedule, train
+from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
+DECODER = Decoder(
+    architecture="qwen3", hidden_size=32, intermediate_size=64, layers=2, attention_heads=4, key_value_heads=2
+)
+SETTINGS = TrainingSettings(
+    learning_rate=0.004, warmup_ratio=0.1, weight_decay=0.1, batch_size=2, checkpoint_every=4, precision="float32"
+)
 TEXT = ["ផ្ទះរបស់ខ្ញុំនៅជិតទន្លេ។", "យាយចម្អិនបាយសម្រាប់ចៅៗ។", "My house is near the river."] * 30
 
 
@@ -27,10 +34,7 @@ def tokenizer():
 def settings(request):
     return Recipe.load(SAMPLE_RECIPE).pretraining.model_copy(
         update={
-            "architecture": request.param,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "layers": 2,
+            "decoder": DECODER.model_copy(update={"architecture": request.param}),
             "context_length": 16,
             "batch_size": 2,
         }
@@ -39,7 +43,7 @@ def settings(request):
 
 def learn(settings, tokenizer, work, steps, stop_after=None, dropout=0.0):
     """The loss curve of `steps` steps; `stop_after` kills the run in the middle of that step."""
-    model = new_model(settings, tokenizer, seed=1)
+    model = new_model(settings.decoder, settings.context_length, tokenizer, seed=1)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -50,10 +54,10 @@ def learn(settings, tokenizer, work, steps, stop_after=None, dropout=0.0):
         if step == stop_after:
             raise KeyboardInterrupt
         ids = torch.from_numpy(sequences.batch(step))
-        return {"input_ids": ids, "labels": ids}
+        return [{"input_ids": ids, "labels": ids}]
 
-    schedule = Schedule(0.004, 0.1, 0.1, steps=steps, checkpoint_every=4, precision="float32")
-    return [point["loss"] for point in train(model, batch, schedule, PayloadRun(work))]
+    schedule = Schedule(SETTINGS, steps=steps)
+    return [point["loss"] for point in train(model, batch, schedule, PayloadRun(work)).curve]
 
 
 def test_every_architecture_learns(settings, tokenizer, tmp_path):
@@ -85,6 +89,7 @@ def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(2, 2))
             self.bias = torch.nn.Parameter(torch.ones(2))
+            self.device = torch.device("cpu")
 
         def forward(self, input_ids, labels, use_cache):
             return SimpleNamespace(loss=self.weight.sum() * float("nan"))
@@ -93,14 +98,14 @@ def test_a_loss_that_explodes_is_refused(tokenizer, tmp_path):
         ids = torch.zeros((1, 2), dtype=torch.long)
         train(
             Broken(),
-            lambda step: {"input_ids": ids, "labels": ids},
-            Schedule(0.1, 0.1, 0.1, 5, 5, "float32"),
+            lambda step: [{"input_ids": ids, "labels": ids}],
+            Schedule(SETTINGS, steps=5),
             PayloadRun(tmp_path),
         )
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
-    schedule = Schedule(0.1, 0.2, 0.0, 10, 10, "float32")
+    schedule = Schedule(SETTINGS.model_copy(update={"learning_rate": 0.1, "warmup_ratio": 0.2}), steps=10)
     assert schedule.learning_rate_at(0.1) == pytest.approx(0.05)
     assert schedule.learning_rate_at(0.2) == pytest.approx(0.1)
     assert schedule.learning_rate_at(1.0) == 0
