@@ -62,9 +62,9 @@ def random_model(folder: Path, recipe: Recipe, seed: int = 0) -> Path:
 
     texts = [file.read_text() for file in sorted(SAMPLE_TEXTS.glob("*.*l"))]
     tokenizer = wrap(train_bpe((line for text in texts for line in text.splitlines()), 2048))
-    decoder, context_length = recipe.pretraining.decoder, recipe.pretraining.context_length
-    assert decoder is not None  # the sample's
-    new_model(decoder, context_length, tokenizer, seed).to(torch.bfloat16).save_pretrained(folder)
+    settings = recipe.pretraining
+    assert settings is not None and settings.decoder is not None  # the sample's
+    new_model(settings.decoder, settings.context_length, tokenizer, seed).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

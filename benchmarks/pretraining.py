@@ -66,7 +66,7 @@ class NaiveOptimizer:
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """The sample's recipe and the naive one."""
     own = recipe.pretraining
-    assert own.decoder is not None
+    assert own is not None and own.decoder is not None and recipe.tokenizer is not None  # the sample has them
     schedule = Schedule(own, own.steps)
     naive = own.model_copy(
         update={

@@ -8,7 +8,8 @@ from jobs.stages import CLEAN_UP_JOB, REPORT_JOB, SNAPSHOT_JOB, SOURCES_JOB
 
 
 def all_schedules(sources: list[str]) -> list[dg.ScheduleDefinition]:
-    """A weekly refresh of every source, a monthly snapshot, a nightly report and a nightly clean-up."""
+    """A weekly refresh of every source and a monthly snapshot, where there are sources; a nightly report and a nightly
+    clean-up."""
 
     @dg.schedule(
         job_name=SOURCES_JOB,
@@ -39,4 +40,5 @@ def all_schedules(sources: list[str]) -> list[dg.ScheduleDefinition]:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Forgets old runs and old copies of models, as the recipe's `history` says.",
     )
-    return [weekly_refresh, monthly_snapshot, nightly_report, nightly_clean_up]
+    of_sources = [weekly_refresh, monthly_snapshot] if sources else []
+    return [*of_sources, nightly_report, nightly_clean_up]

@@ -4,6 +4,7 @@ Assets that are partitioned and those that are not cannot share a job, hence two
 """
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster import AssetSelection
@@ -18,38 +19,51 @@ CLEAN_UP_JOB = "clean_up"
 REPORT_JOB = "report"
 
 
-def stage_jobs() -> list[UnresolvedAssetJobDefinition]:
-    """The jobs that lead to a release, in the order in which they build it."""
-    return [
-        dg.define_asset_job(
+def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
+    """The jobs that lead to a release, in the order in which they build it, for a graph that has assets of these
+    `names`."""
+
+    def job(name: str, description: str | None, *assets: str, and_also: AssetSelection | None = None) -> Any:
+        found = [asset for asset in assets if asset in names]
+        if not found:
+            return None
+        selection = AssetSelection.assets(*found)
+        return dg.define_asset_job(name, selection | and_also if and_also else selection, description=description)
+
+    recent = AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("training_mixture"), "snapshot_is_recent"))
+    partitioned = ("gguf_evaluation", "adapter_evaluation")
+    measured = sorted(name for name in names if name.endswith("_evaluation") and name not in partitioned)
+    found = [
+        job(
             SOURCES_JOB,
-            AssetSelection.assets("raw_corpus", "normalized_corpus", "filtered_corpus"),
-            description="Collect, normalize and filter one source (a partition).",
+            "Collect, normalize and filter one source (a partition).",
+            *("raw_corpus", "normalized_corpus", "filtered_corpus"),
         ),
-        dg.define_asset_job("find_duplicates", AssetSelection.assets("dedup_index")),
-        dg.define_asset_job("remove_duplicates", AssetSelection.assets("deduplicated_corpus", "verbalized_sentences")),
-        dg.define_asset_job(
-            SNAPSHOT_JOB,
-            AssetSelection.assets("training_mixture"),
-            description="Take the corpus as it is now for the next training.",
-        ),
-        dg.define_asset_job("train_tokenizer", AssetSelection.groups("tokenizer")),
-        dg.define_asset_job("pretrain", AssetSelection.groups("pretraining")),
-        dg.define_asset_job("finetune", AssetSelection.groups("instructions", "finetuning")),
-        dg.define_asset_job("compress", AssetSelection.assets("pruned_model", "awq_model")),
-        dg.define_asset_job(
+        job("find_duplicates", None, "dedup_index"),
+        job("remove_duplicates", None, "deduplicated_corpus", "verbalized_sentences"),
+        job(SNAPSHOT_JOB, "Take the corpus as it is now for the next training.", "training_mixture"),
+        job("train_tokenizer", None, "tokenizer", "tokenizer_report"),
+        job("bring_in", "Fetch the open model that the recipe starts from.", "base_model"),
+        job("pretrain", None, "packed_dataset", "base_checkpoint"),
+        job("prepare_chats", None, "chat_dataset", "chat_texts"),
+        job("finetune", "Train the adapter; one run (a partition) where the recipe has several.", "sft_adapter"),
+        job("merge", "Join the adapter, or the best of several, with its base.", "best_adapter", "merged_model"),
+        job("compress", None, "pruned_model", "awq_model"),
+        job(
             "quantize",
-            AssetSelection.assets("gguf_model", "gguf_evaluation"),
-            description="Convert, quantize and measure one GGUF quantization (a partition).",
+            "Convert, quantize and measure one GGUF quantization (a partition).",
+            *("gguf_model", "gguf_evaluation"),
         ),
-        dg.define_asset_job(
+        job(
             REPORT_JOB,
-            (AssetSelection.groups("evaluation") - AssetSelection.assets("gguf_evaluation"))
-            | AssetSelection.assets("corpus_report")
-            | AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("training_mixture"), "snapshot_is_recent")),
+            None,
+            *measured,
+            *("benchmark_report", "corpus_report"),
+            and_also=recent if "training_mixture" in names else None,
         ),
-        dg.define_asset_job("release_model", AssetSelection.assets("release_bundle", "release")),
+        job("release_model", None, "release_bundle", "release"),
     ]
+    return [one for one in found if one is not None]
 
 
 def clean_up_job(history: History, home: Path) -> dg.JobDefinition:

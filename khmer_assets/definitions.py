@@ -14,9 +14,9 @@ import dagster as dg
 from jobs.schedules import all_schedules
 from jobs.stages import adapter_job, clean_up_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
 from khmer_assets.adapters.assets import adapter_assets
+from khmer_assets.base_model.assets import base_model_assets
 from khmer_assets.compression.assets import compression_assets
-from khmer_assets.compression.variants import TRANSFORMERS_VARIANTS
-from khmer_assets.corpus.assets import corpus_assets
+from khmer_assets.corpus.assets import corpus_assets, evaluation_files
 from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.foundation.home import home
@@ -41,10 +41,16 @@ for category in (dg.BetaWarning, dg.PreviewWarning):
 
 
 def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
-    """Each stage's assets and checks, made of the parts of the recipe that the stage reads."""
-    context_length, precision = recipe.pretraining.context_length, recipe.pretraining.precision
-    return {
-        "corpus": corpus_assets(
+    """Each stage's assets and checks, made of the parts of the recipe that the stage reads; what the recipe has no part
+    for is left out."""
+    texts = "training_mixture" if recipe.catalogue else "chat_texts"
+    tokenizer = "tokenizer" if recipe.tokenizer else "base_model"
+    start = "base_model" if recipe.base else None
+    trained = "base_checkpoint" if recipe.pretraining else "base_model"
+    whole = "merged_model" if recipe.finetuning else trained
+    stages: dict[str, list[Any]] = {"corpus": [evaluation_files(recipe.decontamination, recipe.folder)]}
+    if recipe.catalogue:
+        stages["corpus"] += corpus_assets(
             recipe.catalogue,
             recipe.sources,
             recipe.normalization,
@@ -53,40 +59,55 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.deduplication,
             recipe.mixture,
             recipe.seed,
-        ),
-        "tokenizer": tokenizer_assets(recipe.tokenizer),
-        "pretraining": pretraining_assets(recipe.pretraining, recipe.evaluation.max_documents, recipe.seed),
-        "instructions": instruction_assets(
-            recipe.instructions, recipe.decontamination, recipe.catalogue.parent, recipe.normalization, recipe.seed
-        ),
-        "finetuning": finetuning_assets(recipe.finetuning, precision, context_length, recipe.seed),
-        "compression": compression_assets(recipe.compression, recipe.seed),
-        "evaluation": evaluation_assets(
-            recipe.name, recipe.evaluation, TRANSFORMERS_VARIANTS, recipe.compression.gguf, context_length
-        ),
-        "release": release_assets(
-            recipe.model_dump(mode="json", exclude={"catalogue", "history"}),
-            [source.model_dump(mode="json") for source in recipe.sources.values()],
-            recipe.release,
-            recipe.serving,
-            bool(recipe.adapters),
-            recipe.evaluation.max_new_tokens,
-        ),
-        "adapters": adapter_assets(
-            recipe.adapters,
-            recipe.normalization,
-            recipe.instructions,
-            recipe.decontamination,
-            recipe.catalogue.parent,
-            recipe.evaluation,
-            precision,
-            context_length,
-            recipe.seed,
-        ),
-        "load": load_assets(
-            recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, recipe.seed
-        ),
-    }
+        )
+    if recipe.tokenizer:
+        stages["tokenizer"] = tokenizer_assets(recipe.tokenizer)
+    if recipe.base:
+        stages["base_model"] = base_model_assets(recipe.base)
+    if recipe.pretraining:
+        stages["pretraining"] = pretraining_assets(
+            recipe.pretraining, start, tokenizer, recipe.evaluation.max_documents, recipe.seed
+        )
+    stages["instructions"] = instruction_assets(
+        recipe.instructions,
+        recipe.decontamination,
+        recipe.folder,
+        recipe.normalization,
+        recipe.catalogue is None,
+        recipe.seed,
+    )
+    if recipe.finetuning:
+        stages["finetuning"] = finetuning_assets(recipe.finetuning, trained, texts, recipe.context_length, recipe.seed)
+    stages["compression"] = compression_assets(
+        recipe.compression, recipe.variants, whole, texts, recipe.base is not None, recipe.seed
+    )
+    stages["evaluation"] = evaluation_assets(
+        recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
+    )
+    stages["release"] = release_assets(
+        recipe.model_dump(mode="json", exclude={"catalogue", "history"}),
+        [source.model_dump(mode="json") for source in recipe.sources.values()],
+        recipe.release,
+        whole,
+        recipe.serving,
+        bool(recipe.adapters),
+        recipe.evaluation.max_new_tokens,
+    )
+    stages["adapters"] = adapter_assets(
+        recipe.adapters,
+        recipe.normalization,
+        recipe.instructions.split,
+        recipe.decontamination,
+        recipe.folder,
+        recipe.evaluation,
+        whole,
+        recipe.context_length,
+        recipe.seed,
+    )
+    stages["load"] = load_assets(
+        recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, tokenizer, recipe.seed
+    )
+    return stages
 
 
 def build_definitions(
@@ -97,7 +118,9 @@ def build_definitions(
     parts = [part for stage in assets_by_stage(recipe).values() for part in stage]
     checks = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
     deploy = deploy_job()
-    jobs: list[Any] = [*stage_jobs(), deploy, clean_up_job(recipe.history, state)]
+    made = [part for part in parts if isinstance(part, dg.AssetsDefinition) and part not in checks]
+    names = {key.to_user_string() for part in made for key in part.keys}
+    jobs: list[Any] = [*stage_jobs(names), deploy, clean_up_job(recipe.history, state)]
     sensors = [redeploy_sensor("redeploy", "release", deploy), keep_serving_sensor()]
     if recipe.adapters:
         deploy_adapter = deploy_adapter_job()

@@ -7,19 +7,20 @@ is made; where it is kept and how many cores work on it is the business of `reso
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from khmer_assets.adapters.adapter import Adapter
-from khmer_assets.compression.variants import Compression
+from khmer_assets.base_model.bring_in import Base
+from khmer_assets.compression.variants import Compression, reason_against
 from khmer_assets.corpus.decontamination import Decontamination
 from khmer_assets.corpus.deduplication import Deduplication
 from khmer_assets.corpus.filters import Filters
 from khmer_assets.corpus.mixture import Mixture
 from khmer_assets.evaluation.evaluate import Evaluation
-from khmer_assets.finetuning.sft import Finetuning
-from khmer_assets.foundation.settings import Name, RecipeError, Settings, validated
+from khmer_assets.finetuning.runs import FinetuningRuns
+from khmer_assets.foundation.settings import FileBeside, Located, Name, RecipeError, Settings, validated
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.embedded_chats import Instructions
 from khmer_assets.khmer.normalization import Normalization
@@ -32,7 +33,8 @@ from khmer_assets.sources.catalogue import Source, read_catalogue
 from khmer_assets.tokenizer.bpe import TokenizerSettings
 from resources.history import History
 
-SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "sample.yaml"
+RECIPES = Path(__file__).parent / "recipes"
+SAMPLE_RECIPE = RECIPES / "sample.yaml"
 RECIPE_VARIABLE = "KHMER_RECIPE"
 
 
@@ -44,34 +46,62 @@ class Serving(Deployment):
 
 
 class Recipe(Settings):
-    """A model from its sources to its serving. `catalogue` is the file that names the sources."""
+    """A model from its sources to its serving. `catalogue` is the file that names the sources of text.
+
+    A model is pretrained from scratch (`tokenizer`, and `pretraining` with a `decoder`), or starts from an open model
+    (`base`), which may be taught Khmer (`extension` and `pretraining`) before it is finetuned. A part that is left out
+    is not in the graph.
+    """
 
     name: Name
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    catalogue: Path
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    catalogue: FileBeside | None = None
     normalization: Normalization = Normalization()
     filters: Filters = Filters()
     decontamination: Decontamination = Decontamination()
     deduplication: Deduplication = Deduplication()
     mixture: Mixture = Mixture()
-    tokenizer: TokenizerSettings
-    pretraining: Pretraining
+    base: Base | None = None
+    tokenizer: TokenizerSettings | None = None
+    pretraining: Pretraining | None = None
     instructions: Instructions
-    finetuning: Finetuning
+    finetuning: FinetuningRuns | None = None
     adapters: list[Adapter] = []
-    compression: Compression
+    compression: Compression = Compression()
     evaluation: Evaluation
     release: Release
     serving: Serving
     history: History = History()
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Recipe":
+        scratch = self.pretraining is not None and self.pretraining.decoder is not None
+        if (self.base is None) == (self.tokenizer is None):
+            raise ValueError("expected either base (an open model to start from) or tokenizer (a model from scratch)")
+        if self.tokenizer is not None and not scratch:
+            raise ValueError("with a tokenizer of its own, a model is trained from scratch: set pretraining.decoder")
+        if self.base is not None and scratch:
+            raise ValueError("pretraining.decoder describes a new model, but base names one: remove one of them")
+        if self.catalogue is None and self.pretraining is not None:
+            raise ValueError("pretraining needs text: name a catalogue of sources")
+        if self.pretraining is None and self.finetuning is None and not self.adapters:
+            raise ValueError("nothing is trained: set finetuning, adapters or pretraining")
+        if self._context_length is None:
+            raise ValueError("without pretraining, finetuning.context_length is needed (the longest chat, in tokens)")
+        return self
 
     @model_validator(mode="after")
     def _release_is_made(self) -> "Recipe":
-        _, quantization = self.release.artifact
-        if quantization is not None and quantization not in self.compression.gguf:
-            raise ValueError(f"release.variant ({self.release.variant}) must be in compression.gguf")
-        if quantization is not None and self.adapters:
-            raise ValueError(f"release.variant ({self.release.variant}) is served without adapters; set adapters: []")
+        variant = self.release.variant
+        if variant in self.left_out:
+            raise ValueError(f"release.variant ({variant}) cannot be made: {self.left_out[variant]}")
+        if variant not in self.variants:
+            raise ValueError(
+                f"release.variant ({variant}) is not made; {self.variants[0]} is, and what compression.variants names"
+            )
+        if variant.startswith("gguf") and self.adapters:
+            raise ValueError(f"release.variant ({variant}) is served without adapters; set adapters: []")
         return self
 
     @model_validator(mode="after")
@@ -86,16 +116,57 @@ class Recipe(Settings):
         """The LoRA ranks of the adapters, for which the server needs room."""
         return [adapter.finetuning.rank for adapter in self.adapters]
 
+    @property
+    def _context_length(self) -> int | None:
+        parts = (self.finetuning, *(adapter.finetuning for adapter in self.adapters))
+        lengths = [part.context_length for part in parts if part is not None and part.context_length is not None]
+        if lengths or self.pretraining is None:
+            return max(lengths, default=None)
+        return self.pretraining.context_length
+
+    @property
+    def context_length(self) -> int:
+        """The longest chat that is learned and asked, in tokens."""
+        assert self._context_length is not None  # else the recipe was refused
+        return self._context_length
+
+    @property
+    def whole(self) -> str:
+        """The variant that is not compressed: `merged` or, where nothing is finetuned but adapters, `base`."""
+        return "base" if self.finetuning is None else "merged"
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Variants that the recipe names but that cannot be made, and why; an open model's asset has a check for it."""
+        decoder = self.pretraining.decoder if self.pretraining else None
+        found = {v: reason_against(v, decoder.architecture) for v in self.compression.variants} if decoder else {}
+        return {variant: reason for variant, reason in found.items() if reason}
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that are made and measured; the first is the whole model."""
+        return [self.whole, *(variant for variant in self.compression.variants if variant not in self.left_out)]
+
     @classmethod
     def load(cls, file: Path) -> "Recipe":
         """Read and check a recipe file. Raises `RecipeError` with one line a mistake."""
         if not file.exists():
             raise RecipeError(f"{file}: no such file; name an existing one (the recipe is set by {RECIPE_VARIABLE})")
-        recipe = validated(cls, read_yaml(file), file)
-        catalogue = (file.parent / recipe.catalogue).resolve()
-        if not catalogue.is_file():
-            raise RecipeError(f"{file}: catalogue: {catalogue} is no file; put the catalogue there, or name another")
-        return recipe.model_copy(update={"catalogue": catalogue})
+        recipe = validated(cls, read_extended(file), file)
+        if recipe.catalogue is not None:
+            catalogue = recipe.catalogue.resolve()
+            if not catalogue.is_file():
+                raise RecipeError(
+                    f"{file}: catalogue: {catalogue} is no file; put the catalogue there, or name another"
+                )
+            recipe = recipe.model_copy(update={"catalogue": catalogue})
+        recipe._folder = file.parent.absolute()
+        return recipe
+
+    @property
+    def folder(self) -> Path:
+        """What the paths of evaluation sets are relative to: the catalogue's folder or, without one, the recipe's."""
+        return self.catalogue.parent if self.catalogue else self._folder
 
     @classmethod
     def current(cls) -> "Recipe":
@@ -105,4 +176,32 @@ class Recipe(Settings):
     @cached_property
     def sources(self) -> dict[str, Source]:
         """The catalogue's entries by name, in its order. Raises `RecipeError` with one line a mistake."""
-        return read_catalogue(self.catalogue)
+        return read_catalogue(self.catalogue) if self.catalogue else {}
+
+
+def read_extended(file: Path, others: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys and values of a recipe file, on top of those of the one that it `extends`: a recipe of this project by
+    its name, or a file. A null takes a part or a setting away. `others` are the files that extend this one."""
+    values = read_yaml(file)
+    extended = values.pop("extends", None)
+    if extended is None:
+        return values
+    if not isinstance(extended, str):
+        raise RecipeError(f"{file}: extends: expected a recipe's name or file (given: {extended!r:.80})")
+    other = file.parent / extended if extended.endswith((".yaml", ".yml")) else RECIPES / f"{extended}.yaml"
+    if not other.is_file():
+        names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"{file}: extends: {other} is no file; name one that ends in .yaml, or one of {names}")
+    if other.resolve() in (file.resolve(), *others):
+        raise RecipeError(f"{file}: extends: {other} extends this file in turn; take one of the two out")
+    return _on_top(Located.all_in(read_extended(other, (*others, file.resolve())), other.parent), values)
+
+
+def _on_top(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {key: value for key, value in below.items() if above.get(key, value) is not None}
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _on_top(merged[key], value)
+        elif value is not None:
+            merged[key] = value
+    return merged

@@ -41,7 +41,7 @@ def small_recipe() -> Recipe:
     """The sample's recipe with a model that trains in seconds."""
     recipe = Recipe.load(SAMPLE_RECIPE)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "layers": 2, "attention_heads": 4, "key_value_heads": 2}
-    assert recipe.pretraining.decoder is not None
+    assert recipe.pretraining is not None and recipe.pretraining.decoder is not None
     schedule: dict[str, object] = {
         "decoder": recipe.pretraining.decoder.model_copy(update=sizes),
         "precision": "float32",

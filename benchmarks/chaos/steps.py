@@ -114,6 +114,7 @@ def run_training(home: Path, inputs: dict[str, Path]) -> None:
     def trained(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output[Path]]:
         from benchmarks.chaos import training
 
+        assert recipe.pretraining is not None
         spec = training.Spec(**inputs, settings=recipe.pretraining, seed=0, max_documents=8)
         yield from compute.materialize(context, training.__name__, spec)
 
@@ -172,6 +173,7 @@ class Training(Step):
         (folder / "mixture").mkdir(parents=True)
         mixture.write_parquet(folder / "mixture" / "data.parquet")
         tokenizer = random_model(folder / "tokenizer", recipe)
+        assert recipe.pretraining is not None
         spec = packing.Spec(
             mixture=folder / "mixture",
             tokenizer=tokenizer,

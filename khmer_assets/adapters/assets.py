@@ -19,12 +19,10 @@ from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.assets import chat_checks
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import SAMPLE_CHATS, readable, split_chats
-from khmer_assets.instructions.embedded_chats import Instructions
+from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, split_chats
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.release.deployment import load_adapter, registered_answer, served_endpoint
 from khmer_assets.sources.file_versions import version_of
-from khmer_assets.training.models import Precision
 from resources.blocking_checks import require_checks
 from resources.compute import Compute
 from resources.instance import GPU_POOL, ON_DEMAND
@@ -35,18 +33,18 @@ from resources.tracking import tracked_run
 def adapter_assets(
     adapters: list[Adapter],
     normalization: Normalization,
-    instructions: Instructions,
+    split: Split,
     decontamination: Decontamination,
     base: Path,
     evaluation: Evaluation,
-    precision: Precision,
+    model: str,
     context_length: int,
     seed: int,
 ) -> list[Any]:
     """All assets of the recipe's adapters; none where there is no adapter.
 
-    `base` is the folder that the paths of evaluation sets are relative to. `precision` and `context_length` (tokens)
-    are those of the model that is adapted.
+    `base` is the folder that the paths of evaluation sets are relative to. `model` is the asset of the model that is
+    adapted, `context_length` (tokens) bounds the chats.
     """
     if not adapters:
         return []
@@ -72,9 +70,7 @@ def adapter_assets(
         kinds={"polars"},
         partitions_def=partitions,
         deps=["adapter_files", "evaluation_files"],
-        code_version=code_version(
-            1, normalization=normalization, instructions=instructions, decontamination=decontamination
-        ),
+        code_version=code_version(2, normalization=normalization, split=split, decontamination=decontamination),
     )
     def adapter_chats(context: dg.AssetExecutionContext) -> dg.Output[pl.LazyFrame]:
         """The chats that an adapter learns, as of chat_dataset; lines that are no chats are set aside with a reason."""
@@ -86,9 +82,9 @@ def adapter_assets(
                 f"the chats of the adapter {adapter.name!r} cannot be read: {error}; put the file there, or correct"
             )
             raise dg.Failure(f"{reason} adapters.chats in the recipe", allow_retries=False) from None
-        split = split_chats(chats, instructions.split)
-        samples = readable(split.filter(pl.col("rule").is_null()).head(SAMPLE_CHATS).collect())
-        return dg.Output(split, metadata={"samples": dg.MetadataValue.md(markdown_table(samples))})
+        rows = split_chats(chats, split)
+        samples = readable(rows.filter(pl.col("rule").is_null()).head(SAMPLE_CHATS).collect())
+        return dg.Output(rows, metadata={"samples": dg.MetadataValue.md(markdown_table(samples))})
 
     @dg.asset(
         group_name="finetuning",
@@ -96,22 +92,21 @@ def adapter_assets(
         kinds={"pytorch", "huggingface"},
         pool=GPU_POOL,
         partitions_def=partitions,
-        code_version=f"{code_version(1, seed=seed)}-{training}",
+        ins={"model": dg.AssetIn(model)},
+        code_version=f"{code_version(2, seed=seed)}-{training}-{context_length}",
     )
     def domain_adapter(
         context: dg.AssetExecutionContext,
         compute: Compute,
         mlflow: dg.ResourceParam[Any],
-        merged_model: Path,
+        model: Path,
         adapter_chats: Path,
     ) -> Iterator[dg.Output[Path]]:
-        """A peft folder: a LoRA adapter of merged_model for one domain; `training.json` holds the loss curve."""
+        """A peft folder: a LoRA adapter of the whole model for one domain; `training.json` holds the loss curve."""
         spec = sft.Spec(
-            base=merged_model,
+            base=model,
             chats=adapter_chats,
-            new_to_chats=False,
             settings=by_name[context.partition_key].finetuning,
-            precision=precision,
             context_length=context_length,
             seed=seed,
         )
@@ -123,18 +118,19 @@ def adapter_assets(
         io_manager_key="folders",
         pool=GPU_POOL,
         partitions_def=partitions,
+        ins={"model": dg.AssetIn(model)},
         code_version=f"{code_version(1, evaluation=evaluation)}-{floors}",
     )
     def adapter_evaluation(
         context: dg.AssetExecutionContext,
         compute: Compute,
-        merged_model: Path,
+        model: Path,
         domain_adapter: Path,
         adapter_chats: Path,
     ) -> Iterator[dg.Output[Path]]:
         """`evaluation.json`: loss and exact answers on the held-out chats of an adapter, with and without it."""
         spec = evaluate.Spec(
-            model=merged_model,
+            model=model,
             adapter=domain_adapter,
             chats=adapter_chats,
             settings=evaluation,
@@ -215,7 +211,7 @@ def adapter_assets(
     return [
         adapter_files,
         adapter_chats,
-        *chat_checks("adapter_chats", instructions.split, decontamination, base, normalization, partitions),
+        *chat_checks("adapter_chats", split, decontamination, base, normalization, partitions),
         domain_adapter,
         adapter_evaluation,
         adapter_helps,

@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 
+from khmer_assets.base_model import bring_in
 from khmer_assets.compression import awq, gguf, prune
-from khmer_assets.compression.variants import Compression
+from khmer_assets.compression.variants import Compression, quantizations_of, reason_against
 from khmer_assets.foundation.settings import code_version
 from resources.compute import Compute
 from resources.instance import GPU_POOL
@@ -16,16 +17,27 @@ from resources.instance import GPU_POOL
 MAX_AWQ_RATIO = 0.4  # 4 bits and one 16-bit scale a group of 128 are 26 % of 16 bits; small groups need more
 
 
-def compression_assets(settings: Compression, seed: int) -> list[Any]:
-    """pruned_model, awq_model and gguf_model, with their checks."""
-    quantizations = dg.StaticPartitionsDefinition(list(settings.gguf))
-    common: dict[str, Any] = {"group_name": "compression", "io_manager_key": "folders", "pool": GPU_POOL}
-    version = code_version(1, compression=settings, seed=seed)
+def compression_assets(
+    settings: Compression, variants: list[str], model: str, texts: str, brought_in: bool, seed: int
+) -> list[Any]:
+    """pruned_model, awq_model and gguf_model, as far as they are among the `variants`, with their checks.
 
-    def calibration(model: Path, mixture: Path) -> dict[str, Any]:
+    `model` is the asset of the model that is compressed, `texts` that of the texts to calibrate on. An open model that
+    was `brought_in` is asked before its training whether the variants can be made of it.
+    """
+    quantizations = dg.StaticPartitionsDefinition(quantizations_of(variants))
+    common: dict[str, Any] = {
+        "group_name": "compression",
+        "io_manager_key": "folders",
+        "pool": GPU_POOL,
+        "ins": {"model": dg.AssetIn(model), "texts": dg.AssetIn(texts)},
+    }
+    version = code_version(1, compression=settings.model_dump(exclude={"variants"}), seed=seed)
+
+    def calibration(model: Path, texts: Path) -> dict[str, Any]:
         return {
             "model": model,
-            "mixture": mixture,
+            "mixture": texts,
             "samples": settings.calibration_samples,
             "length": settings.calibration_length,
             "seed": seed,
@@ -33,27 +45,27 @@ def compression_assets(settings: Compression, seed: int) -> list[Any]:
 
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
     def pruned_model(
-        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, texts: Path
     ) -> Iterator[dg.Output[Path]]:
         """A transformers folder in bfloat16, Linear weights 2:4 sparse but stored dense; `pruning.json` measures it."""
-        spec = prune.Spec(ratio=settings.prune_ratio, **calibration(merged_model, training_mixture))
+        spec = prune.Spec(ratio=settings.prune_ratio, **calibration(model, texts))
         yield from compute.materialize(context, prune.__name__, spec)
 
     @dg.asset(**common, kinds={"huggingface"}, code_version=version)
     def awq_model(
-        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, texts: Path
     ) -> Iterator[dg.Output[Path]]:
         """A transformers folder with 4-bit Linear weights (compressed-tensors W4A16); `awq.json` holds their bytes."""
-        spec = awq.Spec(group_size=settings.awq_group_size, **calibration(merged_model, training_mixture))
+        spec = awq.Spec(group_size=settings.awq_group_size, **calibration(model, texts))
         yield from compute.materialize(context, awq.__name__, spec)
 
     @dg.asset(**common, kinds={"gguf"}, partitions_def=quantizations, code_version=version)
     def gguf_model(
-        context: dg.AssetExecutionContext, compute: Compute, merged_model: Path, training_mixture: Path
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, texts: Path
     ) -> Iterator[dg.Output[Path]]:
         """One GGUF file for llama.cpp, quantized as the partition's name says; `gguf.json` tells how it reads text."""
         quantization: Any = context.partition_key
-        spec = gguf.Spec(quantization=quantization, **calibration(merged_model, training_mixture))
+        spec = gguf.Spec(quantization=quantization, **calibration(model, texts))
         yield from compute.materialize(context, gguf.__name__, spec)
 
     @dg.asset_check(asset="pruned_model")
@@ -76,11 +88,20 @@ def compression_assets(settings: Compression, seed: int) -> list[Any]:
         figures = json.loads((gguf_model / gguf.FIGURES).read_text())
         return dg.AssetCheckResult(passed=figures["texts_with_equal_ids"] == figures["texts"], metadata=figures)
 
-    return [
-        pruned_model,
-        awq_model,
-        gguf_model,
-        pruning_is_two_of_four,
-        awq_saves_memory,
-        gguf_reads_text_alike,
-    ]
+    @dg.asset_check(asset="base_model", blocking=True)
+    def variants_can_be_made(base_model: Path) -> dg.AssetCheckResult:
+        """Each variant of the recipe can be made of a model of this architecture."""
+        architecture = json.loads((base_model / bring_in.FIGURES).read_text())["architecture"]
+        reasons = {variant: reason_against(variant, architecture) for variant in variants}
+        told = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
+        advice = f"take out of compression.variants what cannot be made: {told}" if told else None
+        return dg.AssetCheckResult(passed=not told, description=advice)
+
+    made: list[Any] = [variants_can_be_made] if brought_in else []
+    if "pruned" in variants:
+        made += [pruned_model, pruning_is_two_of_four]
+    if "awq" in variants:
+        made += [awq_model, awq_saves_memory]
+    if quantizations.get_partition_keys():
+        made += [gguf_model, gguf_reads_text_alike]
+    return made

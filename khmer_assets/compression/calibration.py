@@ -20,8 +20,8 @@ MERGED_MODEL = "merged_model"  # the figure that names the digest of what a vari
 class CalibrationSettings(Settings):
     """Calibration texts are half Khmer and half English; `calibration_length` is in tokens."""
 
-    calibration_samples: PositiveInt
-    calibration_length: PositiveInt
+    calibration_samples: PositiveInt = 256
+    calibration_length: PositiveInt = 512
 
 
 class CalibrationSpec(BaseModel):

@@ -9,14 +9,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts, compressible_layers
-from khmer_assets.foundation.settings import Settings
+from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN
-from khmer_assets.training.models import device, load_model
+from khmer_assets.training.models import CONV1D_ARCHITECTURES, device, load_model
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q8_0"]
 
-ARCHITECTURES = ("qwen2", "qwen3", "llama")
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2")
 FIGURES = "gguf.json"
 NEW_TOKENS = 8
 K_QUANT_BLOCK = 256  # weights that a K-quant packs together; llama.cpp takes another type where a row is no multiple
@@ -40,12 +39,6 @@ PRE_TOKENIZERS = {
     LLAMA3_PATTERN: "llama-bpe",
     GPT2_PATTERN: "gpt-2",
 }
-
-
-class GgufSettings(Settings):
-    """`gguf`: the quantizations that are made."""
-
-    gguf: Annotated[list[Quantization], Field(min_length=1)] = list(get_args(Quantization))
 
 
 class Spec(CalibrationSpec):
@@ -117,20 +110,24 @@ def write_float16(model: Path, file: Path) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_size)
-    writer.add_value_length(head_size)
-    writer.add_rope_dimension_count(head_size)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type in CONV1D_ARCHITECTURES:
+        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head_size)
+        writer.add_value_length(head_size)
+        writer.add_rope_dimension_count(head_size)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _add_vocabulary(writer, AutoTokenizer.from_pretrained(model), config.vocab_size)
 
     names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
 
     def tensors() -> Iterator[tuple[str, "np.ndarray[Any, Any]"]]:
-        factors = _rotary_factors(config, head_size)
+        factors = None if config.model_type in CONV1D_ARCHITECTURES else _rotary_factors(config, head_size)
         if factors is not None:
             yield "rope_freqs.weight", factors
         for name, array in _weights(model):
@@ -141,6 +138,8 @@ def write_float16(model: Path, file: Path) -> None:
                 array = _interleaved(array, config.num_attention_heads)
             if config.model_type == "llama" and ".k_proj." in name:
                 array = _interleaved(array, config.num_key_value_heads)
+            if config.model_type in CONV1D_ARCHITECTURES and array.ndim == 2 and ".h." in name:
+                array = array.T.copy()  # Conv1D keeps its weights the other way round
             yield known, array.astype("float16" if array.ndim == 2 else "float32")
 
     # twice over the weights, so that only one of them is in memory at a time
@@ -155,10 +154,11 @@ def write_float16(model: Path, file: Path) -> None:
 
 
 def importance_matrix(model: Path, texts: list[str], length: int) -> dict[str, "np.ndarray[Any, Any]"]:
-    """The mean square of each input of each Linear layer over the texts, by the tensor's name in GGUF."""
+    """The mean square of each input of each Linear or Conv1D layer over the texts, by the tensor's name in GGUF."""
     import torch
     from gguf import MODEL_ARCH, get_tensor_name_map
     from transformers import AutoTokenizer
+    from transformers.pytorch_utils import Conv1D
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = load_model(model).to(device()).eval()
@@ -172,7 +172,9 @@ def importance_matrix(model: Path, texts: list[str], length: int) -> dict[str, "
 
         return hook
 
-    for name, layer in compressible_layers(loaded).items():
+    for name, layer in loaded.named_modules():
+        if not isinstance(layer, (torch.nn.Linear, Conv1D)) or name.endswith("lm_head"):
+            continue
         layer.register_forward_pre_hook(observe(f"{names.get_name(name)}.weight"))
     tokens = 0
     with torch.inference_mode():

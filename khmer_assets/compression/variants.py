@@ -6,31 +6,57 @@ from pydantic import AfterValidator
 
 from khmer_assets.compression.awq import AwqSettings
 from khmer_assets.compression.calibration import CalibrationSettings
-from khmer_assets.compression.gguf import GgufSettings, Quantization
+from khmer_assets.compression.gguf import ARCHITECTURES, Quantization
 from khmer_assets.compression.prune import PruningSettings
+from khmer_assets.training.models import CONV1D_ARCHITECTURES
 
-TRANSFORMERS_VARIANTS = ("merged", "pruned", "awq")
-VARIANTS = (*TRANSFORMERS_VARIANTS, *(f"gguf {quantization}" for quantization in get_args(Quantization)))
+WHOLE = ("merged", "base")  # the model after finetuning and, where a recipe has none, before
+COMPRESSED = ("pruned", "awq", *(f"gguf {quantization}" for quantization in get_args(Quantization)))
 
 
-class Compression(CalibrationSettings, PruningSettings, AwqSettings, GgufSettings):
-    """How the merged model is made smaller."""
+def _compressed(variant: str) -> str:
+    if variant not in COMPRESSED:
+        raise ValueError(f"expected one of {', '.join(COMPRESSED)}")
+    return variant
 
 
 def _known(variant: str) -> str:
-    if variant not in VARIANTS:
-        raise ValueError(f"expected one of {', '.join(VARIANTS)}")
+    if variant not in (*WHOLE, *COMPRESSED):
+        raise ValueError(f"expected one of {', '.join((*WHOLE, *COMPRESSED))}")
     return variant
 
 
 Variant = Annotated[str, AfterValidator(_known)]
 
 
-def artifact_of(variant: str) -> tuple[str, str | None]:
-    """The asset that makes the variant, and the partition of it that is the variant, if it has partitions.
+class Compression(CalibrationSettings, PruningSettings, AwqSettings):
+    """How the model is made smaller. `variants`: which smaller ones are made; the whole model always is."""
+
+    variants: list[Annotated[str, AfterValidator(_compressed)]] = []
+
+
+def artifact_of(variant: str, chain: str = "merged_model") -> tuple[str, str | None]:
+    """The asset that makes the variant, and the partition of it that is the variant, if it has partitions; `chain` is
+    the asset that makes the whole model.
 
     >>> artifact_of("gguf Q8_0")
     ('gguf_model', 'Q8_0')
     """
+    if variant in WHOLE:
+        return chain, None
     name, _, quantization = variant.partition(" ")
     return f"{name}_model", quantization or None
+
+
+def quantizations_of(variants: list[str]) -> list[str]:
+    """The quantizations of the GGUF files among the variants."""
+    return [variant.removeprefix("gguf ") for variant in variants if variant.startswith("gguf ")]
+
+
+def reason_against(variant: str, architecture: str) -> str | None:
+    """Why the variant cannot be made of a model of this architecture; None when it can."""
+    if variant in ("pruned", "awq") and architecture in CONV1D_ARCHITECTURES:
+        return f"a {architecture} model has Conv1D layers, which llmcompressor does not compress"
+    if variant.startswith("gguf ") and architecture not in ARCHITECTURES:
+        return f"no GGUF is written of a {architecture} model, only of {', '.join(ARCHITECTURES)}"
+    return None

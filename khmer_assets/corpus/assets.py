@@ -53,6 +53,22 @@ SHOWN_COPIES = 20
 WEIGHT_TOLERANCE = 0.05  # a language's share of the characters, beside its weight
 
 
+def evaluation_files(decontamination: Decontamination, base: Path) -> Any:
+    """The evaluation sets; `base` is the folder that their paths are relative to."""
+
+    @dg.observable_source_asset(name="evaluation_files", group_name="corpus")
+    def files(context: dg.OpExecutionContext) -> dg.DataVersion:
+        """The data of the recipe's evaluation sets; the version is a digest of it."""
+        try:
+            found = [reading.fingerprint(source, base) for source in evaluation_sources(decontamination)]
+        except Exception as error:  # filtered_corpus fails with the reason
+            context.log.warning(f"{error}")
+            return dg.DataVersion("missing")
+        return dg.DataVersion(digest_of(found))
+
+    return files
+
+
 def corpus_assets(
     catalogue: Path,
     sources: Mapping[str, Source],
@@ -118,16 +134,6 @@ def corpus_assets(
                 "changes_by_rule": dg.MetadataValue.md(markdown_table(by_rule)),
             },
         )
-
-    @dg.observable_source_asset(group_name="corpus")
-    def evaluation_files(context: dg.OpExecutionContext) -> dg.DataVersion:
-        """The data of the recipe's evaluation sets; the version is a digest of it."""
-        try:
-            found = [reading.fingerprint(source, base) for source in evaluation_sources(decontamination)]
-        except Exception as error:  # filtered_corpus fails with the reason
-            context.log.warning(f"{error}")
-            return dg.DataVersion("missing")
-        return dg.DataVersion(digest_of(found))
 
     @dg.asset(
         **corpus,
@@ -304,7 +310,6 @@ def corpus_assets(
         source_files,
         raw_corpus,
         normalized_corpus,
-        evaluation_files,
         filtered_corpus,
         dedup_index,
         deduplicated_corpus,

@@ -62,7 +62,7 @@ def _read_words(value: Any, about: ValidationInfo) -> Any:
     if value is None:
         file = OFFENSIVE_WORDS
     elif isinstance(value, str):
-        file = folder_of_file(about) / value
+        file = folder_of_file(value, about) / value
     else:
         return value
     try:

@@ -1,11 +1,12 @@
 """The assets of the evaluation stage: one evaluation a variant, and the report that compares them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from khmer_assets.compression.variants import artifact_of, quantizations_of
 from khmer_assets.evaluation import evaluate, report
 from khmer_assets.foundation.settings import code_version
 from resources.compute import Compute
@@ -15,12 +16,19 @@ from resources.instance import GPU_POOL
 def evaluation_assets(
     recipe: str,
     settings: evaluate.Evaluation,
-    variants: Sequence[str],
-    quantizations: Sequence[str],
+    variants: list[str],
+    model: str,
+    tokenizer: str,
+    texts: str,
     context_length: int,
 ) -> list[Any]:
-    """An evaluation of each variant, and benchmark_report; `recipe` is the name in its title."""
-    partitions = dg.StaticPartitionsDefinition(list(quantizations))
+    """An evaluation of each variant, and benchmark_report; `recipe` is the name in its title.
+
+    `model` is the asset of the first variant, which is the whole model; `tokenizer` that of the tokenizer of all,
+    `texts` that of the held-out texts. `context_length` in tokens.
+    """
+    partitions = dg.StaticPartitionsDefinition(quantizations_of(variants))
+    folders = [variant for variant in variants if not variant.startswith("gguf ")]
     common: dict[str, Any] = {
         "group_name": "evaluation",
         "io_manager_key": "folders",
@@ -29,71 +37,53 @@ def evaluation_assets(
         "description": "`evaluation.json`: quality, answers, size, memory and speed of this variant.",
     }
 
-    def measure(
-        context: dg.AssetExecutionContext, compute: Compute, variant: str, model: Path, *others: Path
-    ) -> Iterator[dg.Output[Path]]:
-        tokenizer, mixture, chats = others
-        yield from compute.materialize(
-            context,
-            evaluate.__name__,
-            evaluate.Spec(
-                variant=variant,
-                model=model,
-                tokenizer=tokenizer,
-                mixture=mixture,
-                chats=chats,
-                settings=settings,
-                context_length=context_length,
-            ),
-        )
-
     def evaluation_of(variant: str) -> dg.AssetsDefinition:
-        @dg.asset(name=f"{variant}_evaluation", ins={"model": dg.AssetIn(f"{variant}_model")}, **common)
+        """The evaluation of a variant; `gguf` stands for all quantizations, a partition each."""
+
+        @dg.asset(
+            name=f"{variant}_evaluation",
+            partitions_def=partitions if variant == "gguf" else None,
+            ins={
+                "model": dg.AssetIn(artifact_of(variant, model)[0]),
+                "tokenizer": dg.AssetIn(tokenizer),
+                "texts": dg.AssetIn(texts),
+            },
+            **common,
+        )
         def evaluation(
             context: dg.AssetExecutionContext,
             compute: Compute,
             model: Path,
             tokenizer: Path,
-            training_mixture: Path,
+            texts: Path,
             chat_dataset: Path,
         ) -> Iterator[dg.Output[Path]]:
-            yield from measure(context, compute, variant, model, tokenizer, training_mixture, chat_dataset)
+            spec = evaluate.Spec(
+                variant=f"gguf {context.partition_key}" if variant == "gguf" else variant,
+                model=model,
+                tokenizer=tokenizer,
+                mixture=texts,
+                chats=chat_dataset,
+                settings=settings,
+                context_length=context_length,
+            )
+            yield from compute.materialize(context, evaluate.__name__, spec)
 
         return evaluation
 
-    @dg.asset(partitions_def=partitions, **common)
-    def gguf_evaluation(
-        context: dg.AssetExecutionContext,
-        compute: Compute,
-        gguf_model: Path,
-        tokenizer: Path,
-        training_mixture: Path,
-        chat_dataset: Path,
-    ) -> Iterator[dg.Output[Path]]:
-        variant = f"gguf {context.partition_key}"
-        yield from measure(context, compute, variant, gguf_model, tokenizer, training_mixture, chat_dataset)
+    measured = [*folders, *(["gguf"] if partitions.get_partition_keys() else [])]
 
-    @dg.asset(group_name="evaluation", io_manager_key="folders", code_version=f"1-{recipe}")
+    @dg.asset(
+        group_name="evaluation",
+        io_manager_key="folders",
+        ins={variant: dg.AssetIn(f"{variant}_evaluation") for variant in measured},
+        code_version=f"1-{recipe}",
+    )
     def benchmark_report(
-        context: dg.AssetExecutionContext,
-        compute: Compute,
-        merged_evaluation: Path,
-        pruned_evaluation: Path,
-        awq_evaluation: Path,
-        gguf_evaluation: dict[str, Path],
+        context: dg.AssetExecutionContext, compute: Compute, **evaluations: Any
     ) -> Iterator[dg.Output[Path]]:
         """`report.md`, `report.json` and plots: all variants in one table, measured on the same held-out text."""
-        yield from compute.materialize(
-            context,
-            report.__name__,
-            report.Spec(
-                recipe=recipe,
-                evaluations=[merged_evaluation, pruned_evaluation, awq_evaluation, *gguf_evaluation.values()],
-            ),
-        )
+        found = [evaluations[variant] for variant in folders] + [*evaluations.get("gguf", {}).values()]
+        yield from compute.materialize(context, report.__name__, report.Spec(recipe=recipe, evaluations=found))
 
-    return [
-        *map(evaluation_of, variants),
-        gguf_evaluation,
-        benchmark_report,
-    ]
+    return [*map(evaluation_of, measured), benchmark_report]

@@ -7,61 +7,73 @@ from typing import Any
 
 import dagster as dg
 
-from khmer_assets.finetuning import merge, sft
-from khmer_assets.finetuning.sft import Finetuning
+from khmer_assets.finetuning import merge, runs, sft
+from khmer_assets.finetuning.runs import FinetuningRuns
 from khmer_assets.foundation.settings import code_version
-from khmer_assets.training.models import Precision
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 from resources.tracking import tracked_run
 
-MERGE_TEXTS = 16
+MERGE_TEXTS = 8
 
 
-def finetuning_assets(settings: Finetuning, precision: Precision, context_length: int, seed: int) -> list[Any]:
-    """sft_adapter and merged_model, with their checks."""
+def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_length: int, seed: int) -> list[Any]:
+    """sft_adapter, merged_model and, where the recipe has several runs, best_adapter between them.
+
+    `base` is the asset of the model that is finetuned, `texts` that of the texts on which the merge is measured;
+    `context_length` (tokens) bounds the chats.
+    """
+    partitions = dg.StaticPartitionsDefinition(list(settings.runs)) if settings.runs else None
+    common: dict[str, Any] = {"group_name": "finetuning", "io_manager_key": "folders", "kinds": {"huggingface"}}
 
     @dg.asset(
-        group_name="finetuning",
-        io_manager_key="folders",
-        kinds={"pytorch", "huggingface"},
+        **common,
         pool=GPU_POOL,
-        code_version=code_version(2, finetuning=settings, seed=seed),
+        partitions_def=partitions,
+        ins={"base": dg.AssetIn(base)},
+        code_version=f"{code_version(2, finetuning=settings, seed=seed)}-{context_length}",
     )
     def sft_adapter(
         context: dg.AssetExecutionContext,
         compute: Compute,
         mlflow: dg.ResourceParam[Any],
-        base_checkpoint: Path,
+        base: Path,
         chat_dataset: Path,
     ) -> Iterator[dg.Output[Path]]:
         """A peft folder: a LoRA adapter trained on the answers of the chats; `training.json` holds the loss curve."""
         spec = sft.Spec(
-            base=base_checkpoint,
+            base=base,
             chats=chat_dataset,
-            new_to_chats=True,
-            settings=settings,
-            precision=precision,
+            settings=settings.of(context.partition_key if settings.runs else None),
             context_length=context_length,
             seed=seed,
         )
         with tracked_run(mlflow, context) as env:
             yield from compute.materialize(context, sft.__name__, spec, env)
 
-    @dg.asset(group_name="finetuning", io_manager_key="folders", kinds={"huggingface"}, pool=GPU_POOL, code_version="1")
+    @dg.asset(**common, code_version="1")
+    def best_adapter(
+        context: dg.AssetExecutionContext, compute: Compute, sft_adapter: dict[str, Path]
+    ) -> Iterator[dg.Output[Path]]:
+        """The adapter of the run with the lowest validation loss; `runs.json` compares all runs."""
+        yield from compute.materialize(context, runs.__name__, runs.Spec(adapters=sft_adapter))
+
+    @dg.asset(
+        **common,
+        pool=GPU_POOL,
+        ins={
+            "base": dg.AssetIn(base),
+            "adapter": dg.AssetIn("best_adapter" if settings.runs else "sft_adapter"),
+            "texts": dg.AssetIn(texts),
+        },
+        code_version="2",
+    )
     def merged_model(
-        context: dg.AssetExecutionContext,
-        compute: Compute,
-        base_checkpoint: Path,
-        sft_adapter: Path,
-        training_mixture: Path,
+        context: dg.AssetExecutionContext, compute: Compute, base: Path, adapter: Path, texts: Path
     ) -> Iterator[dg.Output[Path]]:
         """A transformers folder in bfloat16: base and adapter in one; `merge.json` tells how equal they are."""
-        yield from compute.materialize(
-            context,
-            merge.__name__,
-            merge.Spec(base=base_checkpoint, adapter=sft_adapter, texts=training_mixture, samples=MERGE_TEXTS),
-        )
+        spec = merge.Spec(base=base, adapter=adapter, texts=texts, samples=MERGE_TEXTS)
+        yield from compute.materialize(context, merge.__name__, spec)
 
     @dg.asset_check(asset="merged_model", blocking=True)
     def merge_is_lossless(merged_model: Path) -> dg.AssetCheckResult:
@@ -69,4 +81,4 @@ def finetuning_assets(settings: Finetuning, precision: Precision, context_length
         figures = json.loads((merged_model / "merge.json").read_text())
         return dg.AssetCheckResult(passed=bool(figures["equal"]), metadata=figures)
 
-    return [sft_adapter, merged_model, merge_is_lossless]
+    return [sft_adapter, *([best_adapter] if settings.runs else []), merged_model, merge_is_lossless]

@@ -11,14 +11,15 @@ from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveInt, Ratio
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.training.held_out import measured, token_nats
-from khmer_assets.training.models import Precision
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
 
 class Finetuning(TrainingSettings):
-    """LoRA on every Linear layer but the output head. A step is `batch_size` chats."""
+    """LoRA on every Linear layer but the output head. A step is `batch_size` chats. `context_length`: the longest chat,
+    in tokens; null for that of pretraining."""
 
+    context_length: Annotated[int, Field(ge=16)] | None = None
     rank: Annotated[int, Field(ge=1, le=512)]
     alpha: PositiveInt
     dropout: Ratio
@@ -30,17 +31,11 @@ VALIDATION_CHATS = 200  # that are scored at the end
 
 
 class Spec(BaseModel):
-    """Folders of the model to be adapted and of its chats; `precision` is the model's.
-
-    `new_to_chats`: the model has never seen the marks of a chat. Their embeddings are then trained too: as they were
-    made at random, no adapter of the layers could make the end of a turn likely.
-    """
+    """Folders of the model to be adapted and of its chats, of which those that fit `context_length` are learned."""
 
     base: Path
     chats: Path
-    new_to_chats: bool
     settings: Finetuning
-    precision: Precision
     context_length: int
     seed: int
 
@@ -64,7 +59,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules="all-linear",
-            trainable_token_indices=tokenizer.all_special_ids if spec.new_to_chats else None,
+            trainable_token_indices=tokenizer.all_special_ids if marks_are_new(spec.base) else None,
             task_type="CAUSAL_LM",
         ),
     ).to(models.device())
@@ -78,9 +73,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             f"than finetuning.batch_size ({settings.batch_size}); add chats or lower it"
         )
     steps_an_epoch = len(examples["train"]) // settings.batch_size
-    schedule = Schedule(
-        settings.model_copy(update={"precision": spec.precision}), steps=steps_an_epoch * settings.epochs
-    )
+    schedule = Schedule(settings, steps=steps_an_epoch * settings.epochs)
     lengths = np.array([len(ids) for ids, _ in examples["train"]])
     run.log(f"{len(examples['train']):,} chats, {schedule.steps:,} steps")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
@@ -111,6 +104,15 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "loss_curve": plots.as_markdown(loss_plot(curve)),
         **({"not_scored": not_scored} if not_scored else {}),
     }
+
+
+def marks_are_new(base: Path) -> bool:
+    """Whether the model has never seen the marks of a chat. Their embeddings are then trained too: as they were made at
+    random, no adapter of the layers could make the end of a turn likely."""
+    if (base / "merge.json").exists():
+        return False
+    told = base / "base.json"  # of an open model
+    return bool(json.loads(told.read_text())["chat_marks_are_new"]) if told.exists() else True
 
 
 def answer_loss(model: Any, example: tuple[list[int], list[int]]) -> float:

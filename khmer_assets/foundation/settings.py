@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import to_jsonable_python
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -42,16 +42,34 @@ PlainValues = Annotated[dict[str, Any], AfterValidator(_plain)]
 """Keys and values that are not looked at yet; YAML can hold dates and bytes, which no settings are made of."""
 
 
-def folder_of_file(about: ValidationInfo) -> Path:
-    """The folder of the file that is being read, for a field that names another file."""
-    return Path((about.context or {}).get("folder", "."))
+class Located(str):
+    """A text from a file that another file extends; `folder` is that of the file in which it stands."""
+
+    folder: Path
+
+    @classmethod
+    def all_in(cls, values: Any, folder: Path) -> Any:
+        """`values` with each text in it located in `folder`, but for those that are located already."""
+        if isinstance(values, dict):
+            return {key: cls.all_in(value, folder) for key, value in values.items()}
+        if isinstance(values, list):
+            return [cls.all_in(value, folder) for value in values]
+        if isinstance(values, str) and not isinstance(values, cls):
+            values = cls(values)
+            values.folder = folder
+        return values
 
 
-def _beside_the_file(path: Path, about: ValidationInfo) -> Path:
-    return folder_of_file(about).absolute() / path
+def folder_of_file(value: Any, about: ValidationInfo) -> Path:
+    """The folder of the file in which `value` stands, for a field that names another file."""
+    return value.folder if isinstance(value, Located) else Path((about.context or {}).get("folder", "."))
 
 
-FileBeside = Annotated[Path, AfterValidator(_beside_the_file)]
+def _beside_the_file(path: Any, about: ValidationInfo) -> Any:
+    return folder_of_file(path, about).absolute() / path if isinstance(path, str | Path) else path
+
+
+FileBeside = Annotated[Path, BeforeValidator(_beside_the_file)]
 """A path that is relative to the file in which it is written."""
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from upath import UPath
 
 from khmer_assets.corpus.decontamination import (
     Decontamination,
@@ -12,13 +13,16 @@ from khmer_assets.corpus.decontamination import (
     evaluation_hashes,
     evaluation_texts,
 )
+from khmer_assets.corpus.mixture import MIXTURE
 from khmer_assets.corpus.near_copies import near_copies
-from khmer_assets.foundation.settings import RecipeError, code_version
+from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.instructions.chat_files import read_chats
 from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, said, split_chats
 from khmer_assets.instructions.embedded_chats import Instructions, compose_chats, written_chats
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.sources.documents import SET_ASIDE
+from khmer_assets.sources.file_versions import version_of
 from khmer_assets.sources.rows import SourceError
 from resources.set_aside import set_aside_share_is_steady
 
@@ -29,25 +33,54 @@ SHOWN_COPIES = 20
 
 
 def instruction_assets(
-    settings: Instructions, decontamination: Decontamination, base: Path, normalization: Normalization, seed: int
+    settings: Instructions,
+    decontamination: Decontamination,
+    base: Path,
+    normalization: Normalization,
+    with_texts: bool,
+    seed: int,
 ) -> list[Any]:
-    """chat_dataset with its checks; `base` is the folder that the paths of evaluation sets are relative to."""
+    """chat_dataset with its checks; `base` is the folder that the paths of evaluation sets are relative to.
+
+    `with_texts`: and chat_texts, for a recipe without a corpus.
+    """
+
+    @dg.observable_source_asset(group_name="instructions")
+    def chat_files() -> dg.DataVersion:
+        """The recipe's files of chats; the version is a digest of their content."""
+        versions = []
+        for file in settings.files:
+            try:
+                versions.append(version_of(UPath(file)))
+            except OSError:  # chat_dataset fails with the reason
+                versions.append("missing")
+        return dg.DataVersion(digest_of(versions)[:16])
 
     @dg.asset(
         group_name="instructions",
         io_manager_key="frames",
         kinds={"polars"},
-        deps=["evaluation_files"],
-        code_version=code_version(1, instructions=settings, decontamination=decontamination, seed=seed),
+        deps=["evaluation_files", *([chat_files] if settings.files else [])],
+        code_version=code_version(
+            1, instructions=settings, normalization=normalization, decontamination=decontamination, seed=seed
+        ),
     )
     def chat_dataset(context: dg.AssetExecutionContext) -> pl.LazyFrame:
         """Chats in one schema (`khmer_assets/instructions/chats.py`), split by the hash of their content.
 
         Columns: id, source, language, category, messages (role, content), label, toxicity, tags, content_hash, split.
-        Chats with a fault and repeated chats are set aside with the reason.
+        Chats with a fault, repeated chats and lines that are no chats are set aside with the reason.
         """
-        new = pl.concat([written_chats(), compose_chats(settings.generated_chats, seed)])
-        chats = split_chats(new, settings.split)
+        found = []
+        if settings.generated_chats is not None:
+            found += [written_chats(), compose_chats(settings.generated_chats, seed)]
+        for number, file in enumerate(settings.files, 1):
+            try:
+                found.append(read_chats(file, f"{number}-{file.stem}", normalization))
+            except OSError as error:
+                told = f"{file} cannot be read: {error}; put the file there, or correct instructions.files"
+                raise dg.Failure(f"{told} in the recipe", allow_retries=False) from None
+        chats = split_chats(pl.concat(found, how="diagonal"), settings.split)
         kept = chats.filter(pl.col("rule").is_null()).collect()
         counts = kept.pivot("split", index=["category", "language"], values="id", aggregate_function="len")
         context.add_output_metadata(
@@ -58,7 +91,22 @@ def instruction_assets(
         )
         return chats
 
-    return [chat_dataset, *chat_checks("chat_dataset", settings.split, decontamination, base, normalization)]
+    @dg.asset(group_name="instructions", io_manager_key="frames", kinds={"polars"}, code_version="1")
+    def chat_texts(chat_dataset: pl.LazyFrame) -> pl.LazyFrame:
+        """What is said in the chats, a text a chat, in the columns of training_mixture: where a recipe has no corpus,
+        models are measured and calibrated on it. The chats' split `test` is left out."""
+        chats = chat_dataset.filter(pl.col("split") != "test").collect()
+        columns = ("id", "source", "language", "content_hash", "split")
+        return (
+            chats.select(*columns, text=said(chats)["text"], copies=pl.lit(1, pl.UInt32)).select(MIXTURE.names()).lazy()
+        )
+
+    return [
+        *([chat_files] if settings.files else []),
+        chat_dataset,
+        *([chat_texts] if with_texts else []),
+        *chat_checks("chat_dataset", settings.split, decontamination, base, normalization),
+    ]
 
 
 def chat_checks(

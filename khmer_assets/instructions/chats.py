@@ -1,6 +1,6 @@
 """The one schema of a chat, what makes a chat valid, and its split.
 
-Where chats come from does not belong here (`generated.py`).
+Where chats come from does not belong here (`embedded_chats.py`, `chat_files.py`).
 """
 
 from collections.abc import Iterable, Sequence

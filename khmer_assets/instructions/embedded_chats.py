@@ -7,19 +7,31 @@ from random import Random
 from typing import Annotated, Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from khmer_assets.foundation.settings import RecipeError, Settings
+from khmer_assets.foundation.settings import FileBeside, RecipeError, Settings
 from khmer_assets.instructions.chats import NEW_CHAT, Split, new_chat
 from khmer_assets.sample import composition
 from khmer_assets.sample.composition import Fact
 
 
 class Instructions(Settings):
-    """How many chats the generator composes, and how all chats are split."""
+    """Which chats are learned, and how all of them are split.
 
-    generated_chats: Annotated[int, Field(ge=10)]
+    `files`: JSONL files of your own, relative to the recipe; a line is {"messages": [{"role": ..., "content": ...},
+    ...]}. `generated_chats`: how many the project composes from the sample's facts, beside those written by hand;
+    null: none of both.
+    """
+
+    files: list[FileBeside] = []
+    generated_chats: Annotated[int, Field(ge=10)] | None = None
     split: Split = Split()
+
+    @model_validator(mode="after")
+    def _has_chats(self) -> "Instructions":
+        if not self.files and self.generated_chats is None:
+            raise ValueError("there is no chat to learn from: name files of chats, or set generated_chats")
+        return self
 
 
 WRITTEN_CHATS = composition.SAMPLE / "chats.jsonl"

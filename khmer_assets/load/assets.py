@@ -22,9 +22,11 @@ def load_assets(
     benchmark_settings: benchmark.ServingBenchmark,
     tuning_settings: tuning.ServingTuning,
     max_model_length: int,
+    tokenizer: str,
     seed: int,
 ) -> list[Any]:
-    """audit_log, serving_benchmark with its check, and serving_tuning; `max_model_length` is in tokens."""
+    """audit_log, serving_benchmark with its check, and serving_tuning; `max_model_length` is in tokens, `tokenizer` the
+    asset of the served model's."""
     on_demand: dict[str, Any] = {
         "group_name": "serving",
         "io_manager_key": "folders",
@@ -55,7 +57,11 @@ def load_assets(
         spec = usage.Spec(records=records, former=former("audit_log", folders))
         yield from compute.materialize(context, usage.__name__, spec)
 
-    @dg.asset(**on_demand, code_version=code_version(1, benchmark=benchmark_settings, seed=seed))
+    @dg.asset(
+        **on_demand,
+        ins={"tokenizer": dg.AssetIn(tokenizer)},
+        code_version=code_version(1, benchmark=benchmark_settings, seed=seed),
+    )
     def serving_benchmark(
         context: dg.AssetExecutionContext,
         compute: Compute,

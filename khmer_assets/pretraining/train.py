@@ -21,11 +21,13 @@ BASE = "base.json"  # what the graph knows of an open model, in its folder
 
 class Pretraining(TrainingSettings):
     """A new `decoder`, or none where an open model is trained on, and `steps` steps of its training, on sequences of
-    `context_length` tokens."""
+    `context_length` tokens. `pilot`: a share of the steps that is trained by itself first; the long training begins
+    only when the pilot has learned."""
 
     decoder: Decoder | None = None
     context_length: Annotated[int, Field(ge=16)]
     steps: PositiveInt
+    pilot: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class Spec(BaseModel):

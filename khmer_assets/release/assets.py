@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from khmer_assets.compression.variants import artifact_of
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.release import bundle
 from khmer_assets.release import release as release_payload
@@ -23,16 +24,18 @@ def release_assets(
     recipe: dict[str, Any],
     sources: list[dict[str, Any]],
     settings: Release,
+    model: str,
     deployment: Deployment,
     has_adapters: bool,
     max_new_tokens: int,
 ) -> list[Any]:
     """release_bundle, release with its gates, and served_model.
 
-    `recipe` and `sources` are what the model card tells of all settings and of the catalogue. An answer of the served
+    `recipe` and `sources` are what the model card tells of all settings and of the catalogue. `model` is the asset of
+    the whole model, of which smaller variants are made. An answer of the served
     model has at most `max_new_tokens` tokens.
     """
-    asset, partition = settings.artifact
+    asset, partition = artifact_of(settings.variant, model)
     mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None
     released_model = dg.AssetIn(asset, partition_mapping=mapping)
     deployed = deployment.model_dump(mode="json", include=set(Deployment.model_fields))

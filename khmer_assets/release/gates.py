@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from khmer_assets.compression.variants import Variant, artifact_of
+from khmer_assets.compression.variants import Variant
 from khmer_assets.foundation.settings import PositiveFloat, Ratio, Settings
 
 
@@ -14,11 +14,6 @@ class Release(Settings):
     variant: Variant
     max_bits_per_character: PositiveFloat
     min_answer_accuracy: Ratio
-
-    @property
-    def artifact(self) -> tuple[str, str | None]:
-        """The asset that makes the variant, and the partition of it that is the variant, if it has partitions."""
-        return artifact_of(self.variant)
 
 
 @dataclass(frozen=True)

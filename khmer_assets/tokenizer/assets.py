@@ -33,7 +33,6 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
                 mixture=training_mixture,
                 vocabulary_size=settings.vocabulary_size,
                 sample_characters=settings.sample_characters,
-                existing=settings.existing,
             ),
         )
 

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
-from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, TURN_END, TURN_START, wrap
+from khmer_assets.tokenizer.chat_template import SPECIAL_TOKENS, wrap
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 
 class TokenizerSettings(Settings):
-    """`existing` names a tokenizer to use as it is; `vocabulary_size` is then ignored. `sample_characters`: how much of
-    the training text a new one is learned from; each million takes up to 270 MB of memory, most for unspaced Khmer."""
+    """`sample_characters`: how much of the training text the tokenizer is learned from; each million takes up to 270 MB
+    of memory, most for unspaced Khmer."""
 
     vocabulary_size: Annotated[int, Field(ge=300, le=500_000)]
     sample_characters: PositiveInt = 20_000_000
-    existing: str | None = None
 
 
 KHMER_PATTERN = (
@@ -39,12 +38,11 @@ ROWS_AT_ONCE = 1_000
 
 
 class Spec(BaseModel):
-    """`mixture` is the folder of training_mixture. `existing` names a tokenizer to use instead of training one."""
+    """`mixture` is the folder of training_mixture."""
 
     mixture: Path
     vocabulary_size: int
     sample_characters: int
-    existing: str | None
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int, pattern: str = KHMER_PATTERN) -> "Tokenizer":
@@ -101,8 +99,6 @@ class TrainingSample:
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write the tokenizer's folder. Raises `Refusal` when the text is too little for the vocabulary."""
-    if spec.existing is not None:
-        return _adopt(spec.existing, run)
     run.log(f"training a byte-level BPE of {spec.vocabulary_size} entries")
     sample = TrainingSample(spec.mixture, spec.sample_characters)
     tokenizer = train_bpe(sample, spec.vocabulary_size)
@@ -114,18 +110,3 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         )
     wrap(tokenizer).save_pretrained(run.output)
     return {"vocabulary_size": size, "sampled_texts": sample.texts, "sampled_characters": sample.characters}
-
-
-def _adopt(existing: str, run: PayloadRun) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(existing)
-    except (OSError, ValueError) as error:
-        raise Refusal(f"tokenizer.existing: {existing!r} is no tokenizer that can be loaded: {error}") from None
-    if tokenizer.chat_template is None:
-        tokenizer.add_special_tokens({"eos_token": TURN_END, "additional_special_tokens": [TURN_START]})
-        tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.save_pretrained(run.output)
-    return {"vocabulary_size": len(tokenizer)}

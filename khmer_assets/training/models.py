@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "bfloat16", "float32"]
+CONV1D_ARCHITECTURES = ("gpt2",)  # whose layers are not torch's Linear
 
 
 def load_model(folder: str | Path, dtype: "torch.dtype | None" = None) -> Any:

@@ -33,9 +33,7 @@ def folders(tmp_path_factory):
     spec = sft.Spec(
         base=model,
         chats=folder / "chats",
-        new_to_chats=True,
         settings=SETTINGS,
-        precision="float32",
         context_length=64,
         seed=1,
     )

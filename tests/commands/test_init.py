@@ -41,7 +41,7 @@ def rows(**fields: str) -> str:
 
 
 def texts(recipe: Recipe) -> dict[str, list[str]]:
-    base = recipe.catalogue.parent
+    base = recipe.folder
     return {name: reading.read(one, base).collect()["text"].to_list() for name, one in recipe.sources.items()}
 
 

@@ -43,6 +43,7 @@ def test_llama_cpp_reads_text_as_transformers_does(calibration, tmp_path, quanti
         ("qwen2", {}),
         ("llama", {"tie_word_embeddings": False}),
         ("llama", {"rope_parameters": LLAMA3_ROPE}),
+        ("gpt2", {}),
     ],
 )
 def test_the_float16_file_predicts_what_transformers_predicts(tmp_path, architecture, config):
@@ -94,9 +95,18 @@ def test_unused_rows_of_the_embedding_are_kept(calibration, tmp_path):
     assert figures["texts_with_equal_ids"] == figures["texts"]
 
 
-def test_gpt2_is_refused(tmp_path):
-    folder = save_tiny_model(tmp_path / "model", architecture="gpt2")
-    with pytest.raises(Refusal, match="'gpt2' model cannot be written as GGUF"):
+def test_a_gpt2_is_quantized_too(calibration, tmp_path):
+    calibration["model"] = save_tiny_model(tmp_path / "model", architecture="gpt2")
+    figures = gguf.main(gguf.Spec(quantization="Q4_K_M", **calibration), PayloadRun(tmp_path))
+    assert figures["texts_with_equal_ids"] == figures["texts"]
+    assert "Q4_K" in figures["tensor_types"]
+
+
+def test_an_architecture_that_is_not_known_is_refused(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"qwen3"', '"opt"'))
+    with pytest.raises(Refusal, match="'opt' model cannot be written as GGUF"):
         gguf.write_float16(folder, tmp_path / "float16.gguf")
 
 

@@ -15,7 +15,7 @@ from resources.storage import FramesIOManager
 
 RECIPE = Recipe.load(SAMPLE_RECIPE)
 PARTS = instruction_assets(
-    RECIPE.instructions, RECIPE.decontamination, RECIPE.catalogue.parent, RECIPE.normalization, RECIPE.seed
+    RECIPE.instructions, RECIPE.decontamination, RECIPE.folder, RECIPE.normalization, True, RECIPE.seed
 )
 CHECKS = {part.check_key.name: part for part in PARTS if isinstance(part, dg.AssetChecksDefinition)}
 

@@ -74,5 +74,5 @@ def test_a_model_that_could_not_be_scored_is_kept_and_says_why(tmp_path):
     (check,) = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
     training["curve"] = [{"loss": 2.0}, {"loss": 1.0}]
     (output / "training.json").write_text(json.dumps(training))
-    verdict = check(base_checkpoint=output)
+    verdict = check(output)
     assert not verdict.passed and verdict.severity == dg.AssetCheckSeverity.WARN and "memory" in verdict.description
