@@ -211,15 +211,10 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def keep_serving(self) -> bool:
         """Start what should run and does not; True if something was started. Does not wait until it answers.
 
-        A deployment that runs is left alone.
+        Also while a deployment runs: what it leaves to the supervisor would else be nobody's until it has ended.
         """
-        with deployment_lock(self._folder) as held:
-            state = self._state
-            gateway = self._gateway(state.gateway)
-            if not held or state.release is None or state.stopped or gateway.process.is_running():
-                return False
-            gateway.start()
-            return True
+        state = self._state
+        return state.release is not None and self._gateway(state.gateway).start()
 
     def stop(self) -> bool:
         """End the gateway and the engines; True if one ran."""
@@ -269,7 +264,10 @@ class ModelServer(dg.ConfigurableResource[Any]):
             return self._resume(self._with_settings(former), say)
         require_engine(model)
         gateway = self._gateway(self.gateway)
-        gateway.require_port()
+        if former.release is not None and not former.stopped:
+            gateway.start()  # what is served is served while the new release starts
+        else:
+            gateway.require_port()
         self._end_engines(former.ports, say)  # what an interrupted deployment has left
         engines = [Engine(self._folder, port) for port in self._engine_ports(former.ports)]
         goes = former.release if former.release != wanted else former.former
@@ -359,8 +357,10 @@ class ModelServer(dg.ConfigurableResource[Any]):
         ending = [engine for engine in known_engines(self._folder) if engine.port not in keep]
         started = time.monotonic()
         gateway = self._gateway(self._state.gateway)
-        while ending and gateway.process.is_running():
-            running = gateway.running()
+        while ending:
+            running = gateway.running()  # also of one that has lost its supervisor
+            if running is None and not gateway.process.is_running():
+                break
             if running is not None and not any(running.get(str(engine.port)) for engine in ending):
                 break
             if time.monotonic() - started > self.drain_seconds:

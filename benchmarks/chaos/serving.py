@@ -55,7 +55,7 @@ class Serving:
         self.server.stop()
 
     def _is_whole(self) -> bool:
-        """Whether a supervisor runs with a gateway; one whose supervisor was killed answers for a moment longer."""
+        """Whether a supervisor runs with a gateway; one whose supervisor was killed answers until it is replaced."""
         with suppress(AssertionError, IndexError, psutil.NoSuchProcess):
             return bool(gateway_process(self.server).is_running())
         return False
@@ -97,6 +97,7 @@ class Serving:
         killed = time.monotonic()
         with suppress(psutil.NoSuchProcess):
             victim.kill()
+            victim.wait()  # or it may be taken for one that is back
         found = Kill(step, name)
         seconds = waited(lambda: self._is_whole() and self._answers())
         recovered = time.monotonic()

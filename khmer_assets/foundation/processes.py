@@ -32,10 +32,17 @@ class BackgroundProcess:
         self.log = folder / f"{name}.log"
         self._identity = folder / f"{name}.json"
 
-    def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    def start(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         """Start `command` in a session of its own, unless it runs already. `env` adds to the environment.
 
-        What a killed one has left behind is ended before. Raises `OSError` when it cannot be started.
+        It inherits the descriptors `pass_fds`. What a killed one has left behind is ended before. Raises `OSError`
+        when it cannot be started.
         """
         if self.is_running():
             return
@@ -54,7 +61,7 @@ class BackgroundProcess:
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
-                        pass_fds=[writing],
+                        pass_fds=[writing, *pass_fds],
                     )
             finally:
                 os.close(writing)
@@ -79,8 +86,7 @@ class BackgroundProcess:
 
         What it started is ended also when the process itself was killed and left it behind.
         """
-        identity = self._read_identity()
-        family = _session(identity) if identity else []
+        family = self._family()
         for member in family:
             _signal(member, signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=seconds)
@@ -90,9 +96,24 @@ class BackgroundProcess:
         self._identity.unlink(missing_ok=True)
         return bool(family)
 
+    def tell_to_end(self) -> bool:
+        """Ask the process, and what it started or has left behind, to end, and do not wait; True if there was any."""
+        family = self._family()
+        for member in family:
+            _signal(member, signal.SIGTERM)
+        return bool(family)
+
+    def forget(self) -> None:
+        """Let what was told to end do so by itself: nothing of it is found here any more."""
+        self._identity.unlink(missing_ok=True)
+
     def end_of_log(self, lines: int = 30) -> str:
         """The last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def _family(self) -> list[psutil.Process]:
+        identity = self._read_identity()
+        return _session(identity) if identity else []
 
     def _process(self) -> psutil.Process | None:
         identity = self._read_identity()

@@ -16,11 +16,13 @@ import httpx
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.foundation.processes import BackgroundProcess, stop_all
 from khmer_assets.server.keys import secret
-from khmer_assets.server.state import ModelServerError, ModelVersion
+from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, state_lock
 
 SUPERVISOR = f"{__package__}.supervisor"  # a process of its own, which imports this module
 START_SECONDS = 60
 ANSWER_SECONDS = 10.0
+LEAVING_SECONDS = 5.0  # in which a gateway that is told to end must have closed its socket
+LEAVING_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.1
 
 
@@ -44,29 +46,53 @@ class GatewayProcess:
         return self.folder / "api_key"
 
     def require_port(self) -> None:
-        """Raise `ModelServerError` where it cannot listen. Ends one that listens elsewhere."""
-        stop_all(self.folder, "gateway*", keep=(self.process.name,))  # where the recipe named before
-        if self.process.is_running():
-            return
-        self.process.stop()  # a gateway whose supervisor was killed
-        try:
-            listener(self.host, self.port).close()
-        except OSError as error:
-            remedy = "end the program that listens there, or set serving.port and serving.host in the recipe"
-            message = f"the gateway cannot listen on port {self.port} of {self.host} ({error.strerror}); {remedy}"
-            raise ModelServerError(message) from None
+        """Raise `ModelServerError` where it could not listen."""
+        if not self.process.is_running():
+            self._listener().close()
 
-    def start(self) -> None:
-        """Start it under its supervisor, unless it runs. Raises `ModelServerError` as `require_port` does."""
-        self.require_port()
-        home = str(self.folder.parent)
-        self.process.start([sys.executable, "-m", SUPERVISOR, home, self.host, str(self.port)], cwd=PROJECT)
+    def start(self) -> bool:
+        """Start it under its supervisor, unless it runs or was stopped on purpose; True if it was started.
+
+        Ends one that listens elsewhere. One that has lost its supervisor finishes its answers while the new one takes
+        the requests that come. Raises `ModelServerError` where it cannot listen.
+        """
+        with state_lock(self.folder):  # a deployment may start it too, and `stop` must not be overtaken
+            stop_all(self.folder, "gateway*", keep=(self.process.name,))  # where the recipe named before
+            if self.process.is_running() or ServerState.read(self.folder).stopped:
+                return False
+            with self._listener() as public:  # from here on users wait, and are not refused
+                command = [sys.executable, "-m", SUPERVISOR, str(self.folder.parent), self.host, str(self.port)]
+                number = public.fileno()
+                self.process.start([*command, str(number)], cwd=PROJECT, pass_fds=[number])
+        return True
+
+    def _listener(self) -> socket.socket:
+        """The socket on which it listens; a gateway whose supervisor was killed gives its own up for it."""
+        deadline = None
+        while True:
+            try:
+                public = listener(self.host, self.port)
+                break
+            except OSError as error:
+                if deadline is None and self.process.tell_to_end():
+                    deadline = time.monotonic() + LEAVING_SECONDS
+                elif deadline is None or time.monotonic() > deadline + LEAVING_SECONDS:
+                    remedy = "end the program that listens there, or set serving.port and serving.host in the recipe"
+                    place = f"port {self.port} of {self.host}"
+                    message = f"the gateway cannot listen on {place} ({error.strerror}); {remedy}"
+                    raise ModelServerError(message) from None
+                elif time.monotonic() > deadline:
+                    self.process.stop(seconds=0)  # it hangs
+                time.sleep(LEAVING_LOOK_SECONDS)
+        self.process.forget()  # it listens no more, and ends with its last answer
+        return public
 
     def wait_until_serving(self, release: ModelVersion) -> None:
         """Return when it gives requests to engines of the release. Raises `ModelServerError` when it does not."""
         deadline = time.monotonic() + START_SECONDS
         while (health := self.health() or {}).get("release") != release.digest or health.get("status") != "ok":
-            if time.monotonic() > deadline or not self.process.is_running():
+            self.start()  # the supervisor may have been killed
+            if time.monotonic() > deadline:
                 log = self.process.end_of_log()
                 raise ModelServerError(f"the gateway does not serve {release.names[1]} ({health}):\n{log}")
             time.sleep(LOOK_SECONDS)

@@ -122,7 +122,8 @@ class ServerState(BaseModel):
 
 @contextmanager
 def state_lock(folder: Path) -> Iterator[None]:
-    """Held for moments: while the state changes, and while the supervisor starts what the state names."""
+    """Held for moments: while the state changes, and while what the state names is started."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "state.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

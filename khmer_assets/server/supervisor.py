@@ -1,10 +1,11 @@
 """Keeps the gateway and the engines running: what crashed or hangs is started again.
 
-    python -m khmer_assets.server.supervisor HOME HOST PORT
+    python -m khmer_assets.server.supervisor HOME HOST PORT SOCKET
 
-It holds the public socket and lends it to the gateway (`gateway.py`, called with HOME and the socket's number), so that
-users who come while the gateway starts again wait a moment instead of being refused. Which engines should run is read
-from `server.json`. A deployment that was killed is mended here: its lock is free, and its traces are not.
+It inherits the public socket of that number, holds it and lends it to the gateway (`gateway.py`, called with HOME and
+the socket's number), so that users who come while the gateway starts again wait a moment instead of being refused.
+Which engines should run is read from `server.json`. A deployment that was killed is mended here: its lock is free, and
+its traces are not.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import Any
 
 from khmer_assets.server import engines, gateway_process
 from khmer_assets.server.engines import Engine, known_engines
-from khmer_assets.server.gateway_process import GatewayProcess, listener
+from khmer_assets.server.gateway_process import GatewayProcess
 from khmer_assets.server.state import ModelServerError, ServerState, deployment_lock, state_lock
 
 GATEWAY = f"{__package__}.gateway"  # a process of its own: nothing of it is imported here
@@ -200,9 +201,9 @@ def _certificate(settings: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def main() -> None:
-    """Open the socket and look after everything."""
-    home, host, port = sys.argv[1:]
-    public = listener(host, int(port))
+    """Take the socket, which whoever started this has opened, and look after everything."""
+    home, host, port, number = sys.argv[1:]
+    public = socket.socket(fileno=int(number))
     public.set_inheritable(True)
     Supervisor(Path(home), host, int(port), public).run()
 

@@ -128,13 +128,13 @@ def test_a_state_that_cannot_be_read_is_told_and_the_server_can_be_stopped(serve
     assert server.stop() is False
 
 
-def test_while_a_deployment_runs_nothing_else_is_started(server, tmp_path):
+def test_what_is_killed_while_a_deployment_runs_is_started_again(server, tmp_path):
     (tmp_path / "server").mkdir()
     ServerState(release=ModelVersion(digest=DIGESTS["a"], max_model_length=8)).write(tmp_path / "server")
     with deployment_lock(tmp_path / "server"):
+        assert server.keep_serving() is True
         assert server.keep_serving() is False
-    assert not server.status().running
-    assert server.keep_serving() is True
+    assert server.status().running
 
 
 def test_a_model_that_is_half_forgotten_is_not_taken_for_a_kept_one(tmp_path, empty_model, monkeypatch):
@@ -276,6 +276,53 @@ def test_a_deployment_that_is_killed_at_any_moment_is_mended_without_a_hand(serv
             time.sleep(0.1)
         assert state.release.digest in digests
         print(replace, number, f"{time.monotonic() - killed:.1f} s until {state.release.digest[:1]} alone served")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replace", ["beside", "after"])
+def test_a_supervisor_that_is_killed_at_any_moment_of_a_deployment_leaves_no_second_gap(server, tmp_path, replace):
+    server = server.model_copy(update={"replace": replace, "drain_seconds": 5})
+    models = two_gguf_models(tmp_path)
+    digests = [DIGESTS["a"], DIGESTS["b"]]
+    server.deploy(models[0], digests[0], 128)
+    seconds = server.deploy(models[1], digests[1], 128)
+    settings = server.model_dump_json(include={"home", "port", "replace", "drain_seconds"})
+    ended, outages = threading.Event(), [[]]  # of each kill, the times at which nobody answered and somebody did again
+
+    def knock() -> None:
+        while not ended.wait(0.05):
+            try:
+                socket.create_connection((server.host, server.port), timeout=60).close()
+                refused = False
+            except OSError:
+                refused = True
+            if refused != len(outages[-1]) % 2:
+                outages[-1].append(time.monotonic())
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
+    try:
+        for number in range(KILLS // 2):
+            words = [DEPLOYMENT, settings, str(models[number % 2]), digests[number % 2]]
+            with subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.PIPE, cwd=PROJECT) as deployment:
+                deployment.stdout.readline()
+                time.sleep(random.uniform(0, 1.3 * seconds))
+                supervisor = server._gateway(server.gateway).process._process()
+                supervisor.kill()
+                killed = time.monotonic()
+                time.sleep(random.uniform(0, 1))
+                server.keep_serving()  # the sensor, which knows of no deployment
+                ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+                assert time.monotonic() < killed + 60
+                assert deployment.wait(60) == 0, "the deployment goes on"
+            ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
+            assert server.status().models[1] == f"khmer-{digests[number % 2][:12]}"
+            assert len(outages[-1]) in (0, 2), "no second gap"
+            assert not outages[-1] or outages[-1][1] - outages[-1][0] < 1, "of a second"
+            outages.append([])
+    finally:
+        ended.set()
+        knocking.join()
 
 
 @pytest.mark.slow

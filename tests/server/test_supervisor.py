@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from khmer_assets.server import engines, gateway_process
 from khmer_assets.server.engines import Engine
 from khmer_assets.server.gateway_process import GatewayProcess, listener
+from khmer_assets.server.keys import secret
 from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.supervisor import UNHEALTHY_LOOKS, Backoff, Supervisor
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
@@ -56,6 +58,63 @@ def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme, mo
         answer = httpx.get(f"{started.address}/v1/models", trust_env=False, verify=False, timeout=30)
         assert answer.status_code == 401
         assert supervisor.children() != [gateway]
+    finally:
+        started.process.stop()
+
+
+def test_a_gateway_whose_supervisor_was_killed_hands_over_without_a_gap(tmp_path):
+    folder = tmp_path / "server"
+    started = GatewayProcess(folder, "127.0.0.1", free_port(), tls=False)
+    started.start()
+    ended, refused = threading.Event(), []
+
+    def knock():
+        while not ended.wait(0.02):
+            try:
+                socket.create_connection((started.host, started.port), timeout=10).close()
+            except ConnectionRefusedError:
+                refused.append(time.monotonic())
+
+    try:
+        wait_until(started.answers)
+        supervisor = started.process._process()
+        (orphan,) = supervisor.children()
+        supervisor.kill()
+        supervisor.wait()
+        assert started.answers(), "its users notice nothing"
+        with socket.create_connection((started.host, started.port)) as unfinished:
+            head = f"Host: here\r\nAuthorization: Bearer {secret(started.key_file)}\r\nContent-Length: 9\r\n"
+            unfinished.sendall(f"POST /v1/tokenize HTTP/1.1\r\n{head}\r\n{{".encode())
+            time.sleep(0.5)
+            knocking = threading.Thread(target=knock)
+            knocking.start()
+            assert started.start() is True
+            wait_until(started.answers)
+            assert orphan.is_running(), "it may finish what it has begun"
+            ended.set()
+            knocking.join()
+        assert len(refused) < 20, "less than half a second"
+        wait_until(lambda: not orphan.is_running())
+        assert started.start() is False
+    finally:
+        ended.set()
+        started.process.stop()
+
+
+def test_a_gateway_that_lost_its_supervisor_and_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(gateway_process, "LEAVING_SECONDS", 1.0)
+    started = GatewayProcess(tmp_path / "server", "127.0.0.1", free_port(), tls=False)
+    started.start()
+    try:
+        wait_until(started.answers)
+        supervisor = started.process._process()
+        (orphan,) = supervisor.children()
+        orphan.send_signal(signal.SIGSTOP)
+        supervisor.kill()
+        supervisor.wait()
+        started.start()
+        wait_until(started.answers)
+        assert not orphan.is_running()
     finally:
         started.process.stop()
 
