@@ -22,9 +22,11 @@ Artifact = tuple[dg.AssetKey, str | None]  # an asset, and the partition where i
 
 @dataclass(frozen=True)
 class Cause:
-    """Why an artifact is not up to date: it was never made, its code or settings changed, or an input did."""
+    """Why an artifact is not up to date: it was never made, its files are gone, its code or settings changed, or an
+    input did.
+    """
 
-    kind: Literal["missing", "settings", "input"]
+    kind: Literal["missing", "gone", "settings", "input"]
     text: str
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
@@ -80,6 +80,22 @@ class Store:
         version = _text(place / "current")
         whole = place / (version or "") if self.is_local else place / f"{version}.json"
         return version if version and whole.exists() else None
+
+    def without_files(self, artifacts: Iterable[tuple[str, str | None]]) -> set[tuple[str, str | None]]:
+        """Those of the artifacts (asset, and partition where it has some) that have no committed version.
+
+        A remote store is listed once, which is a request for a thousand files and none for an artifact; there, a
+        version of which `current` was not read counts too.
+        """
+        if self.is_local:
+            return {(asset, partition) for asset, partition in artifacts if self.version(asset, partition) is None}
+        root = PurePosixPath(self.root.path)
+        listed = [PurePosixPath(file).parts[len(root.parts) :] for file in self.root.fs.find(str(root))]
+        named = {parts[:2] for parts in listed if parts[2:] == ("current",)}
+        whole = {parts[:2] for parts in listed if len(parts) == 3 and parts[2].endswith(".json")}
+        return {
+            (asset, partition) for asset, partition in artifacts if (asset, partition or "all") not in named & whole
+        }
 
     def current(self, asset: str, partition: str | None = None) -> Path:
         """The committed version as a local folder. Raises `MissingArtifact` when there is none."""

@@ -26,6 +26,7 @@ from resources.staleness import (
     name_of,
     partitions_of,
 )
+from resources.storage import FoldersIOManager, FramesIOManager
 
 MUCH_SET_ASIDE = 0.5  # of a source's rows, of which people are told
 NAMES_SHOWN = 3  # of partitions that are stale for the same reason
@@ -98,7 +99,24 @@ class _Run:
         work = [(key, partition) for key in keys for partition in partitions_of(graph, key)]
         self.place = {artifact: number for number, artifact in enumerate(work, 1)}
         self.needs = {artifact: [i for i in inputs_of(graph, artifact) if i in self.place] for artifact in work}
+        self.gone = self._without_files()
         self.blocked: dict[Artifact, str] = {}
+
+    def _without_files(self) -> set[Artifact]:
+        """The artifacts that the store does not have: it was moved or emptied, or they were never made."""
+        gone: set[Artifact] = set()
+        for name, manager in (self.defs.resources or {}).items():
+            if isinstance(manager, FramesIOManager | FoldersIOManager):
+                kept = {
+                    (key.to_python_identifier(), partition): (key, partition)
+                    for key, partition in self.place
+                    if self.defs.resolve_assets_def(key).get_io_manager_key_for_asset_key(key) == name
+                }
+                try:
+                    gone |= {kept[artifact] for artifact in manager.store.without_files(kept)}
+                except Exception as error:  # whatever a store's library raises; the steps fail with the reason
+                    self.say(f"the store {manager.root} could not be looked at: {error}")
+        return gone
 
     def tell_plan(self) -> None:
         """Say what is missing or stale and why, and what may come to be so by that."""
@@ -140,8 +158,10 @@ class _Run:
         return "; it is trained again from scratch" if artifact[0] in self.trained and not missing else ""
 
     def _why(self, artifact: Artifact) -> list[Cause]:
-        """Why an artifact is to be made; also when its process was killed before its checks had run."""
+        """Why an artifact is to be made; also when it was lost, or its process was killed before its checks had run."""
         found = causes(self.instance, self.graph, artifact)
+        if not found and artifact in self.gone:
+            found = [Cause("gone", "its files are gone")]
         if not found and any(reason.endswith(blocking_checks.NOT_RUN) for reason in self._unmet(artifact)):
             found = [Cause("missing", "its checks have not run")]
         return found

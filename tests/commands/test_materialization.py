@@ -93,6 +93,19 @@ def test_a_snapshot_stays_until_somebody_asks_for_it_or_a_source_is_there_for_th
     assert "  clean (poems)" in factory.said and "  mixed" not in factory.said
 
 
+def test_what_has_no_files_any_more_is_made_again(factory):
+    run(factory)
+    factory.executed()
+    shutil.rmtree(factory.folder / "store" / "clean" / "poems")
+    assert run(factory).materialized == ["clean (poems)"]
+    assert factory.said[:2] == ["to make: 1 of 6", "  clean (poems): its files are gone"]
+    assert factory.executed() == ["clean poems"], "what was made of it is what it was"
+    (factory.folder / "store").rename(factory.folder / "moved")
+    assert len(run(factory).materialized) == 6
+    assert "  model: its files are gone" in factory.said
+    assert run(factory) == Summary(fresh=6)
+
+
 def test_what_was_kept_and_set_aside_is_told(factory):
     (factory.folder / "news").write_text("ល្អ\nអាក្រក់\n")
     (factory.folder / "poems").write_text("អាក្រក់\n")

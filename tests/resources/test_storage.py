@@ -215,6 +215,15 @@ class TestObjectStore:
         here.commit(made, "model")
         assert digest_of_folder(elsewhere.current("model")) == digest_of_folder(made)
 
+    def test_what_has_no_files_there_is_told_by_one_listing(self, s3, here, tmp_path):
+        for partition in ("news", "poems", None):
+            here.commit(folder_with(tmp_path, "ទូក"), "model", partition)
+        version = here.version("model", "news")
+        s3.rm(f"factory/store/model/news/{version}.json")
+        s3.rm("factory/store/model/poems", recursive=True)
+        asked = [("model", "news"), ("model", "poems"), ("model", None), ("never", None)]
+        assert here.without_files(asked) == {("model", "news"), ("model", "poems"), ("never", None)}
+
     def test_two_processes_that_fetch_at_once_get_the_same(self, here, tmp_path):
         here.commit(folder_with(tmp_path, "ទូក"), "model")
         with ThreadPoolExecutor(4) as pool:
