@@ -1,6 +1,7 @@
 """What pruning and quantization share: the calibration texts, the layers that they change, the run of llmcompressor."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +40,14 @@ def calibration_texts(mixture: Path, samples: int, seed: int) -> list[str]:
 
     Where one language has too few, the other fills up. Raises `Refusal` when there is no training text.
     """
-    frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "train").sort("content_hash", "id")
+    frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "train")
     generator = random.Random(seed)
     drawn: dict[str, list[str]] = {}
     for language in ("khm", "eng"):
-        texts = frame.filter(pl.col("language") == language).select("text")
-        count = texts.select(pl.len()).collect().item()
-        rows = generator.sample(range(count), min(samples, count))
-        drawn[language] = texts.with_row_index().filter(pl.col("index").is_in(rows)).collect()["text"].to_list()
+        documents = frame.filter(pl.col("language") == language)
+        count = documents.select(pl.len()).collect().item()
+        places = generator.sample(range(count), min(samples, count))
+        drawn[language] = _texts_at(documents, sorted(places))
         generator.shuffle(drawn[language])
     khmer, english = drawn["khm"], drawn["eng"]
     from_khmer = min(len(khmer), max(samples - samples // 2, samples - len(english)))
@@ -55,6 +56,23 @@ def calibration_texts(mixture: Path, samples: int, seed: int) -> list[str]:
         raise Refusal(f"{mixture} has no Khmer or English text with split 'train' to calibrate on")
     longest = max(map(len, chosen))
     return [texts[place] for place in range(longest) for texts in chosen if place < len(texts)]
+
+
+def _texts_at(documents: pl.LazyFrame, places: list[int]) -> list[str]:
+    """The texts at these places of the documents' order by content hash and id, of which no more is held than asked.
+
+    The hashes' beginnings are counted, which tells with which of them a place begins; only those are sorted.
+    """
+    order, beginning = ["content_hash", "id"], pl.col("content_hash").str.head(4)
+    counts = documents.group_by(beginning=beginning).len().collect(engine="streaming").sort("beginning")
+    first = dict(zip(counts["beginning"], counts["len"].cum_sum() - counts["len"], strict=True))
+    firsts = list(first.values())
+    sought = {counts["beginning"][bisect_right(firsts, place) - 1] for place in places}
+    keys = documents.filter(beginning.is_in(sought)).select(*order).collect(engine="streaming").sort(order)
+    begin_there = beginning.replace_strict(first, return_dtype=pl.Int64)
+    keys = keys.filter((begin_there + pl.int_range(pl.len()).over(beginning)).is_in(places))
+    drawn = documents.join(keys.lazy(), on=order, how="semi").select(*order, "text").collect(engine="streaming")
+    return drawn.sort(order)["text"].to_list()
 
 
 def compressible_layers(model: Any) -> dict[str, Any]:
