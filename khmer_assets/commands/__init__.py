@@ -16,6 +16,7 @@ from khmer_assets.commands import (
     benchmark,
     init,
     keys,
+    plan,
     resume,
     rollback,
     run,
@@ -33,7 +34,7 @@ from khmer_assets.sources.rows import SourceError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (init, run, snapshot, stop, ask, resume, rollback, adapters, audit, benchmark, tune, keys)
+    for module in (init, plan, run, snapshot, stop, ask, resume, rollback, adapters, audit, benchmark, tune, keys)
 }
 
 

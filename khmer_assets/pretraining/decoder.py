@@ -26,20 +26,13 @@ class Decoder(Settings):
         return self
 
 
-def new_model(settings: Decoder, context_length: int, tokenizer: Any, seed: int) -> Any:
-    """A randomly initialized decoder with tied embeddings and one row a token of `tokenizer`, in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+def config_of(settings: Decoder, context_length: int, vocabulary_size: int, **tokens: Any) -> Any:
+    """transformers' configuration of the decoder with tied embeddings; `tokens` are ids of tokens with a role."""
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-    common: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    common: dict[str, Any] = {"vocab_size": vocabulary_size, "tie_word_embeddings": True, **tokens}
     if settings.architecture == "gpt2":
-        config: Any = GPT2Config(
+        return GPT2Config(
             n_embd=settings.hidden_size,
             n_inner=settings.intermediate_size,
             n_layer=settings.layers,
@@ -50,17 +43,25 @@ def new_model(settings: Decoder, context_length: int, tokenizer: Any, seed: int)
             attn_pdrop=0.0,
             **common,
         )
-    else:
-        kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
-        config = kinds[settings.architecture](
-            hidden_size=settings.hidden_size,
-            intermediate_size=settings.intermediate_size,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.attention_heads,
-            num_key_value_heads=settings.key_value_heads,
-            head_dim=settings.hidden_size // settings.attention_heads,
-            max_position_embeddings=context_length,
-            **common,
-        )
+    kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+    return kinds[settings.architecture](
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.attention_heads,
+        num_key_value_heads=settings.key_value_heads,
+        head_dim=settings.hidden_size // settings.attention_heads,
+        max_position_embeddings=context_length,
+        **common,
+    )
+
+
+def new_model(settings: Decoder, context_length: int, tokenizer: Any, seed: int) -> Any:
+    """A randomly initialized decoder with tied embeddings and one row a token of `tokenizer`, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = config_of(settings, context_length, len(tokenizer), **tokens)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -1,0 +1,152 @@
+"""`khmer plan`: what the recipe's trainings take, before any of them has begun."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from khmer_assets.foundation.home import home
+from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.instructions.chat_files import read_chats
+from khmer_assets.recipe import Recipe
+from resources.storage import MissingArtifact, Store, store_root
+
+HELP = "tell parameters, memory, steps, tokens, hours and disk of the recipe's trainings"
+
+# Shapes as the makers' config.json state them, of models that cannot be asked before they are brought in.
+QWEN2_5 = {"model_type": "qwen2", "vocab_size": 151936, "tie_word_embeddings": True}
+LLAMA_3_2 = {"model_type": "llama", "vocab_size": 128256, "tie_word_embeddings": True, "head_dim": 128}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+KNOWN_SHAPES = {
+    "Qwen/Qwen2.5-0.5B": QWEN2_5 | dict(zip(SIZES, (896, 4864, 24, 14, 2), strict=True)),
+    "Qwen/Qwen2.5-1.5B": QWEN2_5 | dict(zip(SIZES, (1536, 8960, 28, 12, 2), strict=True)),
+    "Qwen/Qwen2.5-3B": QWEN2_5 | dict(zip(SIZES, (2048, 11008, 36, 16, 2), strict=True)),
+    "meta-llama/Llama-3.2-3B": LLAMA_3_2 | dict(zip(SIZES, (3072, 8192, 28, 24, 8), strict=True)),
+}
+H100 = "one H100"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print a line for each training, and what is left out of the graph."""
+    from khmer_assets.training.estimate import measured_flops
+    from khmer_assets.training.hardware import PEAK_TFLOPS, peak_flops
+
+    recipe = Recipe.current()
+    here = peak_flops() or measured_flops()
+    rates = {"this machine": here, H100: 1e12 * PEAK_TFLOPS["H100"]}
+    rows = []
+    for name, found in _estimates(recipe).items():
+        rows.append(
+            {
+                "training": name,
+                "parameters": f"{found.parameters / 1e6:,.1f} M",
+                "trained": f"{found.trained / 1e6:,.1f} M",
+                "steps": f"{found.steps:,}",
+                "tokens": f"{found.tokens / 1e6:,.1f} M",
+                "memory": f"{found.memory / 1e9:,.1f} GB",
+                "disk": f"{found.disk / 1e9:,.2f} GB",
+                **{f"hours on {where}": f"{found.hours(rate):,.2f}" for where, rate in rates.items()},
+            }
+        )
+    print(f"{recipe.name}: {', '.join(recipe.variants)} are made, {recipe.release.variant} is released")
+    for variant, reason in recipe.left_out.items():
+        print(f"  left out: {variant}, for {reason}")
+    print(f"\n{markdown_table(pl.DataFrame(rows))}\n")
+    print("Memory is that of one process that holds all; tokens and hours are the most that it can be, as if each")
+    print(f"sequence filled its context. {shutil.disk_usage(home().parent).free / 1e9:,.0f} GB of disk are free here.")
+    return 0
+
+
+def _estimates(recipe: Recipe) -> dict[str, Any]:
+    """An `Estimate` a training, by its name."""
+    from khmer_assets.training import estimate as training
+
+    found: dict[str, Any] = {}
+    model = _shapes(recipe)
+    if model is None:
+        print(f"The shape of {recipe.base and recipe.base.model} is not known before base_model is materialized.")
+        return found
+    if (pretraining := recipe.pretraining) is not None:
+        found["pretraining"] = training.estimate(
+            model, pretraining, pretraining.context_length, pretraining.steps, training.FLOAT32
+        )
+    runs = {} if recipe.finetuning is None else {name: recipe.finetuning.of(name) for name in recipe.finetuning.runs}
+    if recipe.finetuning is not None and not runs:
+        runs = {"finetuning": recipe.finetuning.of(None)}
+    chats = _training_chats(recipe)
+    for name, settings in runs.items():
+        steps = max(1, chats // settings.batch_size) * settings.epochs
+        found[name] = training.estimate(
+            _with_adapter(_shapes(recipe), settings), settings, recipe.context_length, steps, _frozen_bytes(settings)
+        )
+    return found
+
+
+def _frozen_bytes(settings: Any) -> float:
+    from khmer_assets.training import estimate as training
+
+    if settings.quantization == "nf4":
+        return training.NF4
+    return training.FLOAT32 if settings.precision == "float32" else training.BFLOAT16
+
+
+def _shapes(recipe: Recipe) -> Any:
+    """The recipe's model on `meta`, or None while nobody here knows its shape."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from khmer_assets.pretraining.decoder import config_of
+
+    if recipe.tokenizer is not None:
+        assert recipe.pretraining is not None and recipe.pretraining.decoder is not None  # else it was refused
+        config = config_of(
+            recipe.pretraining.decoder, recipe.pretraining.context_length, recipe.tokenizer.vocabulary_size
+        )
+    else:
+        assert recipe.base is not None
+        values = _config_of_base(recipe.base.model)
+        if values is None:
+            return None
+        config = AutoConfig.for_model(**values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _config_of_base(model: str) -> dict[str, Any] | None:
+    try:
+        folder = Store(store_root(home()), home() / "cache").current("base_model")
+        if json.loads((folder / "base.json").read_text())["model"] == model:
+            return dict(json.loads((folder / "config.json").read_text()))
+    except MissingArtifact:
+        pass
+    if (Path(model) / "config.json").is_file():
+        return dict(json.loads((Path(model) / "config.json").read_text()))
+    return KNOWN_SHAPES.get(model.removesuffix("-Instruct"))
+
+
+def _with_adapter(model: Any, settings: Any) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.device("meta"):
+        return get_peft_model(
+            model, LoraConfig(r=settings.rank, target_modules=settings.target_modules, task_type="CAUSAL_LM")
+        )
+
+
+def _training_chats(recipe: Recipe) -> int:
+    """How many chats are trained on: those of chat_dataset, else as many as the files have lines and are composed."""
+    try:
+        chats = Store(store_root(home()), home() / "cache").current("chat_dataset")
+        return int(pl.scan_parquet(chats / "data.parquet").filter(split="train").select(pl.len()).collect().item())
+    except MissingArtifact:
+        files = recipe.instructions.files
+        lines = sum(read_chats(file, "", recipe.normalization).select(pl.len()).collect().item() for file in files)
+        return int((lines + (recipe.instructions.generated_chats or 0)) * recipe.instructions.split.train)
