@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from khmer_assets.evaluation.engines import TransformersEngine
 from khmer_assets.evaluation.evaluate import Evaluation, Examination, tested_chats
-from khmer_assets.finetuning.sft import answer_loss, encode_chats
+from khmer_assets.finetuning.encoding import encode_chats
+from khmer_assets.finetuning.sft import answer_loss
 from khmer_assets.foundation.tables import markdown_table
 from resources.payload import PayloadRun, Refusal
 
@@ -43,13 +44,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     base = models.load_model(spec.model, torch.bfloat16).to(models.device())  # as it is served
     model = PeftModel.from_pretrained(base, spec.adapter).eval()
-    examples = encode_chats(tokenizer, chats, spec.context_length)
+    examples = encode_chats(tokenizer, chats, spec.context_length).examples
     examination = Examination(TransformersEngine(model), tokenizer, spec.settings.max_new_tokens, spec.context_length)
 
     def measured() -> tuple[dict[str, float], list[dict[str, str]]]:
-        losses = [answer_loss(model, example) for example in examples]
         mistakes = examination.mistakes(chats)
-        loss, accuracy = sum(losses) / len(losses), 1 - len(mistakes) / len(chats)
+        loss, accuracy = answer_loss(model, examples, "float32"), 1 - len(mistakes) / len(chats)
         return {"loss": loss, "answer_accuracy": accuracy}, mistakes
 
     run.log(f"{len(chats)} held-out chats, with the adapter and without it")

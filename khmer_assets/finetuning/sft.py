@@ -1,37 +1,46 @@
 """Supervised finetuning: a LoRA adapter that learns the assistant's answers, and nothing but the answers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from khmer_assets.finetuning import lora, memory, packing
+from khmer_assets.finetuning.encoding import IGNORED, Encoded, Example, TooLong, encode_chats
+from khmer_assets.finetuning.lora import Lora
 from khmer_assets.foundation import plots
-from khmer_assets.foundation.settings import PositiveInt, Ratio
+from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.instructions.chats import chats_of
-from khmer_assets.training.held_out import measured, token_nats
+from khmer_assets.training.held_out import measured
+from khmer_assets.training.models import Precision, autocast
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
 
-class Finetuning(TrainingSettings):
-    """LoRA on every Linear layer but the output head. A step is `batch_size` chats. `context_length`: the longest chat,
-    in tokens; null for that of pretraining."""
+class Finetuning(TrainingSettings, Lora):
+    """A LoRA adapter and its training: `epochs` times all chats.
+
+    A step is `batch_size` chats, which share as few rows as they fit in. `micro_batch_size` is the number of chats in
+    memory at a time. `context_length` is in tokens, null for that of pretraining. A chat that is longer is set aside,
+    or truncated (it then has no end to learn).
+    """
 
     context_length: Annotated[int, Field(ge=16)] | None = None
-    rank: Annotated[int, Field(ge=1, le=512)]
-    alpha: PositiveInt
-    dropout: Ratio
     epochs: PositiveInt
+    too_long: TooLong = "set aside"
 
 
-IGNORED = -100
-VALIDATION_CHATS = 200  # that are scored at the end
+VALIDATION_CHATS = 200  # that are scored
 
 
 class Spec(BaseModel):
-    """Folders of the model to be adapted and of its chats, of which those that fit `context_length` are learned."""
+    """`base` is any transformers folder with a chat template, `chats` that of chat_dataset; the context in tokens.
+
+    Where base.json does not say that the model knows the marks of a chat, their embeddings are trained too.
+    """
 
     base: Path
     chats: Path
@@ -41,142 +50,148 @@ class Spec(BaseModel):
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write a peft adapter folder and `training.json` with the model's digest, loss curve and validation loss."""
+    """Write a peft adapter folder and `training.json`: the base's name, quantization, loss curve, validation loss, and
+    what became of the chats.
+
+    Raises `Refusal` when too few chats can be trained on, the settings do not fit the base, a step does not fit the
+    memory, or the loss stops being a number.
+    """
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
-    from khmer_assets.training import models
     from khmer_assets.training.loop import Schedule, loss_plot, train
 
     settings = spec.settings
     tokenizer = AutoTokenizer.from_pretrained(spec.base)
+    chats = {split: chats_of(spec.chats, split) for split in ("train", "validation")}
+    encoded = {split: encode_chats(tokenizer, some, spec.context_length, settings.too_long)
+               for split, some in chats.items()}  # fmt: skip
+    reports = {split: encoded[split].report(some) for split, some in chats.items()}
+    _log_reports(reports, run)
+    examples = encoded["train"].examples
+    _require_enough(encoded["train"], settings.batch_size, spec.context_length)
+
     torch.manual_seed(spec.seed)
-    model = get_peft_model(
-        models.load_model(spec.base),
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules="all-linear",
-            trainable_token_indices=tokenizer.all_special_ids if marks_are_new(spec.base) else None,
-            task_type="CAUSAL_LM",
-        ),
-    ).to(models.device())
-    examples = {
-        split: encode_chats(tokenizer, chats_of(spec.chats, split), spec.context_length)
-        for split in ("train", "validation")
-    }
-    if len(examples["train"]) < settings.batch_size:
-        raise Refusal(
-            f"there are {len(examples['train'])} training chats that fit {spec.context_length} tokens, fewer "
-            f"than finetuning.batch_size ({settings.batch_size}); add chats or lower it"
-        )
-    steps_an_epoch = len(examples["train"]) // settings.batch_size
+    base = lora.load_base(spec.base, settings.quantization, settings.precision)
+    _require_own_tokenizer(base, examples, spec.base)
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    packs, difference = packing.can_pack(base, examples)
+    if not packs:
+        run.log(f"chats in one row would see each other ({difference:.4f} nats a token): each gets a row, padded")
+    collate = packing.packed if packs else packing.padded
+    new_tokens = tokenizer.all_special_ids if lora.chat_marks_are_new(spec.base) else None
+    model = lora.adapted(base, settings, new_tokens)
+
+    steps_an_epoch = len(examples) // settings.batch_size
     schedule = Schedule(settings, steps=steps_an_epoch * settings.epochs)
-    lengths = np.array([len(ids) for ids, _ in examples["train"]])
-    run.log(f"{len(examples['train']):,} chats, {schedule.steps:,} steps")
-    run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
 
     def batch(step: int) -> list[dict[str, torch.Tensor]]:
         epoch, index = divmod(step, steps_an_epoch)
-        chosen = batches_of_epoch(lengths, settings.batch_size, (spec.seed, epoch))[index]
-        parts = np.split(
-            chosen, range(settings.micro_batch_size or len(chosen), len(chosen), settings.micro_batch_size or 1)
-        )
-        return [padded([examples["train"][i] for i in part], tokenizer.pad_token_id) for part in parts]
+        chosen = packing.chats_of_epoch(len(examples), settings.batch_size, (spec.seed, epoch))[index]
+        parts = packing.micro_batches([examples[i] for i in chosen], settings.micro_batch_size or settings.batch_size)
+        return [collate(part, pad) for part in parts]
 
-    curve = train(model, batch, schedule, run).curve
+    validation = encoded["validation"].examples[:VALIDATION_CHATS]
+
+    def evaluate() -> float:
+        return answer_loss(model, validation, settings.precision, packs)
+
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
+    run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
+    needed = _require_memory(model, examples, settings)
+    try:
+        result = train(model, batch, schedule, run, evaluate if validation else None)
+    except torch.OutOfMemoryError as error:
+        raise memory.too_large(str(error).split(". ")[0], settings) from None
     model.eval()
     model.save_pretrained(run.output)
-    losses, not_scored = measured(
-        lambda: [answer_loss(model, example) for example in examples["validation"][:VALIDATION_CHATS]]
-    )
-    validation_loss = float(np.mean(losses)) if losses else float("nan")
-    training = {"base": spec.base.name, "curve": curve, "validation_loss": validation_loss}
-    (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))
-    run.metrics(schedule.steps, validation_loss=validation_loss)
+    validation_loss, not_scored = measured(evaluate) if validation else (None, "there is no validation chat")
+    told = {"not_scored": not_scored} if not_scored else {}
+    training = {
+        "base": spec.base.name,
+        "quantization": settings.quantization,
+        "curve": result.curve,
+        "best_step": result.best_step,
+        "alarms": result.alarms,
+        "validation_loss": validation_loss,
+        "packed": packs,
+        "chats": reports,
+        **told,
+    }
+    (run.output / "training.json").write_text(json.dumps(training, ensure_ascii=False))
+    if validation_loss is not None:
+        run.metrics(len(result.curve), validation_loss=validation_loss)
     run.keep_model(run.output)
     return {
-        "steps": schedule.steps,
-        "train_loss": float(np.mean([point["loss"] for point in curve[-20:]])),
-        "validation_loss": validation_loss,
-        "loss_curve": plots.as_markdown(loss_plot(curve)),
-        **({"not_scored": not_scored} if not_scored else {}),
+        "steps": len(result.curve),
+        "train_loss": float(np.mean([point["loss"] for point in result.curve[-20:]])),
+        "validation_loss": float("nan") if validation_loss is None else validation_loss,
+        "loss_curve": plots.as_markdown(loss_plot(result.curve)),
+        "chats_set_aside": sum(report["chats"] - report["trained"] for report in reports.values()),
+        "least_memory_mb": round(needed / 1e6),
+        **told,
     }
 
 
-def marks_are_new(base: Path) -> bool:
-    """Whether the model has never seen the marks of a chat. Their embeddings are then trained too: as they were made at
-    random, no adapter of the layers could make the end of a turn likely."""
-    if (base / "merge.json").exists():
-        return False
-    told = base / "base.json"  # of an open model
-    return bool(json.loads(told.read_text())["chat_marks_are_new"]) if told.exists() else True
-
-
-def answer_loss(model: Any, example: tuple[list[int], list[int]]) -> float:
-    """The mean loss, in nats a token, of what the assistant says in a chat of `encode_chats`."""
+def answer_loss(model: Any, examples: Sequence[Example], precision: Precision, packs: bool = True) -> float:
+    """The mean loss of what the assistant says in the examples, in nats a token of all answers together."""
     import torch
 
-    ids, labels = (torch.tensor([part], device=model.device) for part in example)
-    return float(token_nats(model, ids)[labels[:, 1:] != IGNORED].mean())
+    lengths = [len(example.ids) for example in examples]
+    rows = packing.rows_of(lengths) if packs else [[place] for place in range(len(examples))]
+    nats, tokens = 0.0, 0
+    for row in rows:
+        inputs = {name: part.to(model.device) for name, part in packing.packed([examples[i] for i in row], 0).items()}
+        labels = inputs.pop("labels")[0, 1:]
+        [places] = (labels != IGNORED).nonzero(as_tuple=True)  # of 150,000 tokens, the logits of others fill the memory
+        if not packs:
+            del inputs["position_ids"]
+        with torch.inference_mode(), autocast(precision):
+            logits = model(**inputs, use_cache=False, logits_to_keep=places).logits[0]
+        nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places], reduction="sum"))
+        tokens += len(places)
+    return nats / tokens
 
 
-def encode_chats(
-    tokenizer: Any, chats: list[list[dict[str, str]]], context_length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids and labels a chat; a label is the id where the assistant speaks and -100 elsewhere.
-
-    What the assistant says ends with the template's end of the turn, so that the model learns to stop. Chats longer
-    than `context_length` tokens are left out.
-    """
-    texts, spans = [], []
-    for messages in chats:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        spoken = []
-        for position, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = tokenizer.apply_chat_template(messages[:position], tokenize=False, add_generation_prompt=True)
-                after = tokenizer.apply_chat_template(messages[: position + 1], tokenize=False).rstrip()
-                if not text.startswith(after) or not after.startswith(before):
-                    raise Refusal(
-                        "the tokenizer's chat template rewrites earlier turns, so answers cannot be told apart"
-                    )
-                spoken.append((len(before), len(after)))
-        texts.append(text)
-        spans.append(spoken)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    examples = []
-    for ids, offsets, spoken in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
-        if len(ids) <= context_length:
-            labels = [
-                identity if any(start <= begin and end <= stop for start, stop in spoken) else IGNORED
-                for identity, (begin, end) in zip(ids, offsets, strict=True)
-            ]
-            examples.append((ids, labels))
-    return examples
+def _log_reports(reports: dict[str, dict[str, Any]], run: PayloadRun) -> None:
+    for split, report in reports.items():
+        for rule, found in report["set_aside"].items():
+            run.log(f"{split}: {found['chats']:,} chats set aside ({rule}), such as: {found['examples'][0]['reason']}")
+        for what in ("truncated", "last_turn_only", "endless"):
+            if report[what]:
+                run.log(f"{split}: {report[what]:,} of {report['trained']:,} chats are {what.replace('_', ' ')}")
 
 
-def batches_of_epoch(lengths: np.ndarray, batch_size: int, seed: tuple[int, int]) -> np.ndarray:
-    """Which examples make each batch: an array of shape (batches, batch_size), other for every seed.
-
-    Examples of one batch are of similar length, so that little is padding; a rest that fills no batch waits for
-    another epoch.
-    """
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(lengths))[: len(lengths) // batch_size * batch_size]
-    order = order[np.argsort(lengths[order], kind="stable")]
-    return random.permutation(order.reshape(-1, batch_size))
+def _require_enough(encoded: Encoded, batch_size: int, context_length: int) -> None:
+    if len(encoded.examples) < batch_size:
+        reasons = "; ".join(sorted({aside.reason for aside in encoded.set_aside})[:3]) or "there are no others"
+        raise Refusal(
+            f"there are {len(encoded.examples)} training chats that fit {context_length} tokens, fewer than "
+            f"finetuning.batch_size ({batch_size}); add chats or lower it. Set aside: {len(encoded.set_aside)} "
+            f"({reasons})"
+        )
 
 
-def padded(examples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Any]:
-    """The model's arguments for a batch of examples, padded on the right."""
-    import torch
+def _require_own_tokenizer(base: Any, examples: Sequence[Example], folder: Path) -> None:
+    rows, largest = base.get_input_embeddings().num_embeddings, max(max(example.ids) for example in examples)
+    if largest >= rows:
+        raise Refusal(
+            f"the tokenizer in {folder} is not the model's: it gives the id {largest}, and there are {rows} "
+            f"embeddings; bring the folder with the model's own tokenizer"
+        )
 
-    width = max(len(ids) for ids, _ in examples)
-    return {
-        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in examples]),
-        "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples]),
-    }
+
+def _require_memory(model: Any, examples: Sequence[Example], settings: Finetuning) -> int:
+    """The memory of the largest step, in bytes."""
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    longest = sorted((len(example.ids) for example in examples), reverse=True)
+    tokens = sum(longest[: settings.micro_batch_size or settings.batch_size])
+    needed = memory.needed_bytes(model, tokens, settings.precision)
+    free = memory.free_bytes(model.device)
+    if needed > free:
+        needs = f"it needs at least {needed / memory.GB:.1f} GB for {tokens:,} tokens"
+        raise memory.too_large(f"{needs}, and {free / memory.GB:.1f} GB are free", settings)
+    return needed
