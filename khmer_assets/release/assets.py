@@ -25,6 +25,7 @@ def release_assets(
     sources: list[dict[str, Any]],
     settings: Release,
     model: str,
+    brought_in: bool,
     deployment: Deployment,
     has_adapters: bool,
     max_new_tokens: int,
@@ -32,7 +33,7 @@ def release_assets(
     """release_bundle, release with its gates, and served_model.
 
     `recipe` and `sources` are what the model card tells of all settings and of the catalogue. `model` is the asset of
-    the whole model, of which smaller variants are made. An answer of the served
+    the whole model, of which smaller variants are made; whether it began with an open one is `brought_in`. An answer of the served
     model has at most `max_new_tokens` tokens.
     """
     asset, partition = artifact_of(settings.variant, model)
@@ -46,16 +47,19 @@ def release_assets(
         io_manager_key="folders",
         pool=GPU_POOL,
         kinds={"zstandard"},
-        ins={"model": released_model},
+        ins={"model": released_model, **({"base_model": dg.AssetIn("base_model")} if brought_in else {})},
         code_version=f"1-{settings.variant}",
     )
-    def release_bundle(context: dg.AssetExecutionContext, compute: Compute, model: Path) -> Iterator[dg.Output[Path]]:
+    def release_bundle(
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, **others: Path
+    ) -> Iterator[dg.Output[Path]]:
         """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
         spec = bundle.Spec(
             model=model,
             variant=settings.variant,
             recipe=recipe,
             sources=sources,
+            base=others.get("base_model"),
         )
         yield from compute.materialize(context, bundle.__name__, spec)
 

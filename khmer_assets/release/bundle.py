@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
+from khmer_assets.base_model import bring_in
 from khmer_assets.release.model_card import CHECKSUMS, model_card
 from resources.payload import PayloadRun, Refusal
 
@@ -21,12 +22,14 @@ TAR_OVERHEAD = 1 << 20  # headers and padding of the few files of a model stay w
 
 
 class Spec(BaseModel):
-    """`model` is the released variant's folder, `recipe` the settings it was made with, `sources` the catalogue."""
+    """`model` is the released variant's folder, `recipe` the settings it was made with, `sources` the catalogue, `base`
+    the folder of the open model that it began with."""
 
     model: Path
     variant: str
     recipe: dict[str, Any]
     sources: list[dict[str, Any]]
+    base: Path | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     that the archive names.
     """
     name = bundle_name(spec)
-    card = model_card(name, spec.variant, spec.model, spec.recipe, spec.sources)
+    base = None if spec.base is None else json.loads((spec.base / bring_in.FIGURES).read_text())
+    card = model_card(name, spec.variant, spec.model, spec.recipe, spec.sources, base)
     (run.output / CARD).write_text(card, encoding="utf-8")
     files = {path.relative_to(spec.model).as_posix(): path for path in spec.model.rglob("*") if path.is_file()}
     files[CARD] = run.output / CARD

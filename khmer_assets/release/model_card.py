@@ -13,14 +13,28 @@ from khmer_assets.foundation.tables import markdown_table
 CHECKSUMS = "SHA256SUMS"
 
 
-def model_card(name: str, variant: str, model: Path, recipe: dict[str, Any], sources: list[dict[str, Any]]) -> str:
+def model_card(
+    name: str,
+    variant: str,
+    model: Path,
+    recipe: dict[str, Any],
+    sources: list[dict[str, Any]],
+    base: dict[str, Any] | None,
+) -> str:
     """The bundle's README: `name` is the bundle's, `model` the folder of the released `variant`, `recipe` the settings
-    that it was made with, `sources` the catalogue."""
+    that it was made with, `sources` the catalogue, `base` the record of the open model that it began with."""
     file = next(model.glob("*.gguf"), None)
     listed = pl.DataFrame([{key: s[key] for key in ("name", "kind", "language", "license")} for s in sources])
+    learned = [Path(path).name for path in recipe["instructions"]["files"]]
+    chats = f"Chats: {', '.join(learned)}." if learned else "Chats: those of the project's sample."
     facts = {
+        **(
+            {"base": f"{base['model']} {base['revision'][:12]}".strip(), "license of the base": base["license"]}
+            if base
+            else {}
+        ),
         **(_gguf_facts(file) if file else _transformers_facts(model)),
-        "context": f"{recipe['pretraining']['context_length']} tokens",
+        "trained on": f"texts of at most {recipe['context_length']} tokens",
         "bytes": f"{size_of_folder(model):,}",
     }
     measured = {
@@ -29,7 +43,8 @@ def model_card(name: str, variant: str, model: Path, recipe: dict[str, Any], sou
         if file.name in ("merge.json", "pruning.json", "awq.json", "gguf.json")
         for key, value in json.loads(file.read_text()).items()
     }
-    settings = {key: recipe[key] for key in ("mixture", "pretraining", "finetuning", "compression")}
+    stages = ("base", "mixture", "extension", "pretraining", "finetuning", "compression")
+    settings = {key: recipe[key] for key in stages if recipe.get(key)}
     return f"""---
 language: [km, en]
 library_name: {"gguf" if file else "transformers"}
@@ -43,9 +58,11 @@ A language model for Khmer and English, the variant `{variant}` of the recipe `{
 
 ## Training data
 
-{markdown_table(listed)}
+{markdown_table(listed) if sources else "No corpus."}
 
-The licenses of the sources hold for what is made from them; read them before you pass the model on.
+{chats}
+
+The licenses of base, sources and chats hold for what is made from them; read them before you pass the model on.
 
 ## Training settings
 
