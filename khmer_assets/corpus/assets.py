@@ -197,7 +197,8 @@ def corpus_assets(
         A snapshot: a refresh of the sources changes nothing in it, so that a model is trained anew when somebody
         takes a new snapshot (materializes this), or changes its settings or the list of sources."""
         by_name = {name: deduplicated_corpus[name] for name in sources if name in deduplicated_corpus}
-        with _computed(mix(by_name, mixture, seed)) as rows:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = mix(by_name, mixture, seed, Path(folder))
             if reason := too_few(rows, by_name, mixture):
                 raise dg.Failure(reason, allow_retries=False)
             documents = pl.concat(frame.select("language") for frame in by_name.values())

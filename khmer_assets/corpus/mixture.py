@@ -1,6 +1,8 @@
 """The training mixture: which documents train, which are held out, and how often the scarcer language is repeated."""
 
 import hashlib
+import shutil
+from pathlib import Path
 from typing import Annotated
 
 import polars as pl
@@ -39,14 +41,21 @@ MIXTURE = pl.Schema(
 # Data-Constrained Language Models"); beyond, the model begins to learn it by heart.
 MAX_COPIES = 4
 
+PART_BYTES = 64_000_000  # of text that are sorted at a time
+MOST_PARTS = 256  # files that are open at a time
+ROW_GROUP = 512  # rows
 
-def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int) -> pl.LazyFrame:
-    """The documents of all sources in a shuffled order, with the columns of `MIXTURE`.
+
+def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int, folder: Path) -> pl.LazyFrame:
+    """The documents of all sources in a shuffled order, with the columns of `MIXTURE`; they lie in `folder`.
 
     `split` ("train" or "validation") depends on the content hash and the seed alone, so that a text is never in both
     and stays where it is when other documents come and go. `copies` says how often a training document is used: the
     scarcer language's are repeated so that the characters of each language follow the weights, at most `MAX_COPIES`
     times; a validation document counts once. Documents in a language without a weight are left out.
+
+    The order is that of a number from each document's hash. The documents are parted by it into files of about
+    `PART_BYTES` first, which are sorted one by one: memory does not grow with the corpus.
     """
     columns = ["id", "source", "language", "text", "content_hash"]
     everything = pl.concat([frame.select(columns) for frame in documents.values()]).filter(
@@ -54,21 +63,34 @@ def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int) -> pl.
     )
     validation = _fraction(0, seed) < settings.validation_ratio
     split = everything.with_columns(split=pl.when(validation).then(pl.lit("validation")).otherwise(pl.lit("train")))
-    characters = dict(
-        split.filter(split="train")
-        .group_by("language")
-        .agg(pl.col("text").str.len_chars().sum())
+    sizes = (
+        split.group_by("language", "split")
+        .agg(characters=pl.col("text").str.len_chars().sum(), bytes=pl.col("text").str.len_bytes().cast(pl.Int64).sum())
         .collect(engine="streaming")
-        .iter_rows()
     )
-    repeats = repeats_by_language(characters, settings)
-    wanted = pl.col("language").replace_strict(repeats, default=1.0, return_dtype=pl.Float64)
+    characters = dict(sizes.filter(split="train").select("language", "characters").iter_rows())
+    wanted = pl.lit(1.0)
+    for language, times in repeats_by_language(characters, settings).items():  # `replace` would hold all texts
+        wanted = pl.when(language=language).then(times).otherwise(wanted)
     copies = wanted.floor() + (_fraction(1, seed) < wanted % 1).cast(pl.Float64)
-    return (
-        split.with_columns(copies=pl.when(split="train").then(copies).otherwise(1.0).cast(pl.UInt32))
-        .sort(_fraction(2, seed), "id")
-        .select(*MIXTURE)
-    )
+    mixed = split.with_columns(copies=pl.when(split="train").then(copies).otherwise(1.0).cast(pl.UInt32))
+    return _in_order(mixed.select(*MIXTURE), _fraction(2, seed), sizes["bytes"].sum(), folder)
+
+
+def _in_order(documents: pl.LazyFrame, place: pl.Expr, size: int, folder: Path) -> pl.LazyFrame:
+    """The documents, whose texts have `size` bytes together, sorted by `place` (0 to 1, exclusive) and id."""
+    count = min(MOST_PARTS, 1 + size // PART_BYTES)
+    part = (place * count).floor().cast(pl.UInt32)
+    by_part = pl.PartitionBy(folder / "parts", key={"part": part}, include_key=False)
+    documents.sink_parquet(by_part, mkdir=True, compression="lz4", row_group_size=ROW_GROUP)
+    found = []
+    for number in range(count):
+        files = folder / "parts" / f"part={number}"
+        if files.exists():  # few documents leave some without any
+            found.append(folder / f"{number:03}.parquet")
+            pl.read_parquet(files).sort(place, "id").write_parquet(found[-1], row_group_size=ROW_GROUP)
+            shutil.rmtree(files)
+    return pl.scan_parquet(found) if found else pl.LazyFrame(schema=MIXTURE)
 
 
 def too_few(mixed: pl.LazyFrame, documents: dict[str, pl.LazyFrame], settings: Mixture) -> str | None:
