@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -31,8 +32,10 @@ from khmer_assets.pretraining.train import Pretraining
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, train_bpe
 from khmer_assets.tokenizer.chat_template import END_OF_TEXT, wrap
+from khmer_assets.training.engines import Engine
 from khmer_assets.training.held_out import held_out_quality, model_scorer
-from khmer_assets.training.loop import Optimizer, Schedule, Stepper, training_step
+from khmer_assets.training.loop import Schedule
+from khmer_assets.training.optimizers import Optimizer, Stepper
 
 DEFAULT_TEXT = ["office_help.jsonl:km", "wikipedia_lines.jsonl:text"]
 HELD_OUT = 0.04
@@ -62,6 +65,14 @@ class NaiveOptimizer:
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on."""
+        return self.adamw.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.adamw.load_state_dict(state)
+
 
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """The sample's recipe and the naive one."""
@@ -81,7 +92,7 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
             KHMER_PATTERN,
             recipe.tokenizer.vocabulary_size,
             own,
-            lambda model: Optimizer(model, schedule),
+            lambda model: Optimizer(model, own),
             schedule.learning_rate_at,
         ),
         "naive recipe": Contender(GPT2_PATTERN, 16_000, naive, NaiveOptimizer, lambda _: 5e-4),
@@ -97,12 +108,12 @@ def measure(contender: Contender, train: list[str], held_out: list[str], seconds
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed)
     assert settings.decoder is not None
     model = new_model(settings.decoder, settings.context_length, tokenizer, seed)
-    optimizer = contender.optimizer(model)
+    engine = Engine(model, settings, contender.optimizer(model))
     step, started = 0, time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:
         ids = torch.from_numpy(sequences.batch(step))
         rate = contender.learning_rate_at(elapsed / seconds)
-        training_step(model, optimizer, {"input_ids": ids, "labels": ids}, rate, settings.precision)
+        engine.update([{"input_ids": ids, "labels": ids}], rate)
         step += 1
     elapsed = time.monotonic() - started
     model.eval()

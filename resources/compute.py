@@ -4,6 +4,8 @@ A payload is a module with a pydantic `Spec` and `main(spec, run)`; it knows not
 """
 
 import fcntl
+import glob
+import importlib
 import json
 import os
 import shutil
@@ -21,13 +23,18 @@ from khmer_assets.foundation.files import remove_unused
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.settings import digest_of
-from resources.payload import FIGURES
+from resources.payload import FIGURES, REFUSAL
 
 
 class Compute(dg.ConfigurableResource):
-    """This machine. Payloads work in `<home>/work`, one folder an artifact and spec, so that a killed one resumes."""
+    """This machine. Payloads work in `<home>/work`, one folder an artifact and spec, so that a killed one resumes.
+
+    `launch` is how many processes run a payload that can share its work (its module says `DISTRIBUTED = True`): a
+    number, or "auto" for as many as there are GPUs.
+    """
 
     home: str
+    launch: str = "auto"
 
     def materialize(
         self, context: dg.AssetExecutionContext, payload: str, spec: BaseModel, env: dict[str, str] | None = None
@@ -66,7 +73,8 @@ class Compute(dg.ConfigurableResource):
                 context.log.info("an earlier run has made this but could not commit it; committing it now")
             else:
                 work.mkdir(exist_ok=True)
-                _run_in_child(context, payload, spec, env or {}, work, lock)
+                (work / REFUSAL).unlink(missing_ok=True)
+                _run_in_child(context, _command(payload, self.launch), spec, env or {}, work, lock)
             figures = json.loads((work / FIGURES).read_text())
             context.add_output_metadata(
                 {name: dg.MetadataValue.md(v) if _is_markdown(v) else v for name, v in figures.items()},
@@ -77,7 +85,12 @@ class Compute(dg.ConfigurableResource):
 
 
 def _run_in_child(
-    context: dg.AssetExecutionContext, payload: str, spec: BaseModel, env: dict[str, str], work: Path, lock: IO[str]
+    context: dg.AssetExecutionContext,
+    command: list[str],
+    spec: BaseModel,
+    env: dict[str, str],
+    work: Path,
+    lock: IO[str],
 ) -> None:
     with (
         (work.parent / "log").open("w+") as log,
@@ -89,7 +102,7 @@ def _run_in_child(
         ) as session,
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "resources.payload", payload],
+            command,
             cwd=PROJECT,
             env={**os.environ, **env, **session.get_bootstrap_env_vars()},
             stdin=subprocess.DEVNULL,
@@ -104,14 +117,34 @@ def _run_in_child(
                 process.terminate()
                 process.wait()
         if code != 0:
-            refusals = [message["refusal"] for message in session.get_custom_messages() if "refusal" in message]
+            refused = work / REFUSAL
             log.seek(0)
             ending = "".join(log.readlines()[-40:])
             raise dg.Failure(
-                refusals[0] if refusals else f"{payload} {how_it_ended(code)}; the end of its output:\n{ending}",
+                refused.read_text()
+                if refused.exists()
+                else f"{command[-1]} {how_it_ended(code)}; the end of its output:\n{ending}",
                 metadata={"log": dg.MetadataValue.path(log.name)},
-                allow_retries=not refusals,
+                allow_retries=not refused.exists(),
             )
+
+
+def _command(payload: str, launch: str) -> list[str]:
+    """How a payload is started. Torchrun ends all processes when one ends without success."""
+    count = _processes(launch) if getattr(importlib.import_module(payload), "DISTRIBUTED", False) else 1
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    return [sys.executable, "-m", *(torchrun if count > 1 else []), "resources.payload", payload]
+
+
+def _processes(launch: str) -> int:
+    if launch == "auto":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        # asking torch would take seconds
+        gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else list(filter(None, visible.split(",")))
+        return max(1, len(gpus))
+    if not launch.isdecimal() or int(launch) < 1:
+        raise dg.Failure(f'launch is {launch!r}; expected "auto" or a number of processes', allow_retries=False)
+    return int(launch)
 
 
 def _is_markdown(value: Any) -> bool:

@@ -16,6 +16,7 @@ from khmer_assets.training.models import load_model
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
+DISTRIBUTED = True
 BASE = "base.json"  # what the graph knows of an open model, in its folder
 
 
@@ -55,7 +56,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from khmer_assets.training import models
+    from khmer_assets.training import engines, models
     from khmer_assets.training.loop import Schedule, loss_plot, train
 
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
@@ -69,11 +70,23 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.log(f"{model.config.model_type}: {parameters:,} parameters, {sequences.sequences:,} sequences")
     run.parameters(**settings.model_dump(exclude={"decoder"}), parameters=parameters, seed=spec.seed)
 
+    size = engines.micro_batch_size(settings)
+
     def batch(step: int) -> list[dict[str, torch.Tensor]]:
         ids = torch.from_numpy(sequences.batch(step))
-        return [{"input_ids": part, "labels": part} for part in ids.split(settings.micro_batch_size or len(ids))]
+        return [{"input_ids": part, "labels": part} for part in torch.split(ids, size)]
 
-    result = train(model, batch, Schedule(settings, settings.steps), run)
+    def evaluate() -> float:
+        return held_out.mean_loss(quality())
+
+    def quality() -> dict[str, dict[str, float]]:
+        return held_out.quality_by_language(
+            held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
+        )
+
+    result = train(model, batch, Schedule(settings, settings.steps), run, evaluate)
+    if not run.leads:
+        return {}
     model.eval()
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
@@ -81,21 +94,23 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         shutil.copy(spec.base / BASE, run.output)
     plot = plots.as_markdown(loss_plot(result.curve))
     run.log("scoring held-out text")
-    quality, not_scored = held_out.measured(
-        lambda: held_out.quality_by_language(
-            held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
-        )
-    )
-    training = {"curve": result.curve, "quality": quality or {}}
+    scored, not_scored = held_out.measured(quality)
+    training = {
+        "curve": result.curve,
+        "best_step": result.best_step,
+        "alarms": result.alarms,
+        "figures": result.figures,
+        "quality": scored or {},
+    }
     (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))
     figures = {
         f"{measure}_{language}": q[measure]
-        for language, q in (quality or {}).items()
+        for language, q in (scored or {}).items()
         for measure in ("perplexity", "bits_per_character")
     }
     run.metrics(settings.steps, **figures)
     run.keep_model(run.output)
-    return {"parameters": parameters, "loss_curve": plot, **figures}
+    return {"parameters": parameters, "loss_curve": plot, **result.figures, **figures}
 
 
 def starting_model(spec: Spec, tokenizer: Any) -> Any:

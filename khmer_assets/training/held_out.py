@@ -112,6 +112,13 @@ def quality_by_language(
     }
 
 
+def mean_loss(quality: dict[str, dict[str, float]]) -> float:
+    """The loss, in nats a token, over the texts of all languages of `quality_by_language`."""
+    tokens = [figures["tokens_per_character"] * figures["characters"] for figures in quality.values()]
+    nats = [count * math.log(figures["perplexity"]) for count, figures in zip(tokens, quality.values(), strict=True)]
+    return sum(nats) / sum(tokens)
+
+
 def validation_texts(mixture: Path, max_documents: int) -> dict[str, list[str]]:
     """At most `max_documents` texts a language of the mixture's validation split, in the mixture's order."""
     held_out = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "validation")

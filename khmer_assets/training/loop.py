@@ -1,31 +1,35 @@
-"""The training loop: a schedule, an optimizer, exact resume and the plot of the loss. All training runs it.
+"""The training loop: a schedule, an engine, exact resume, validation, progress and the plot of the loss.
 
-A run that is killed goes on from its last checkpoint with the same batches, learning rates and random draws (dropout),
-and so reaches the same losses as one that was never stopped.
+All training runs it, on one process or on many. A run that is killed goes on from its last checkpoint with the same
+batches, learning rates and random draws (dropout), and so, on as many processes, reaches the same losses as one that
+was never stopped.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from khmer_assets.foundation import plots
-from khmer_assets.training.models import Precision, autocast
-from khmer_assets.training.muon import Muon
+from khmer_assets.training import hardware
+from khmer_assets.training.alarms import alarms, clipped_share, why_stop
+from khmer_assets.training.engines import Engine, engine
+from khmer_assets.training.optimizers import Stepper
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
-GRADIENT_CLIP = 1.0
-MATRIX_RATE = 2.0
-DECAY = 0.2
+DECAY = 0.2  # of the training, at the end of a constant learning rate
 REPORT_SECONDS = 5.0
+FETCH_STEPS = 10  # on an accelerator, which would else wait for the loss to be looked at in each step
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -56,57 +60,17 @@ class Schedule:
 class TrainingResult:
     """What a training tells of itself.
 
-    `curve` has a point a step: {"step", "loss" (nats a token), "learning_rate", "gradient_norm"}, and
-    "validation_loss" where it was measured. `best_step` is the step of the lowest one, whose weights the model has;
-    None when none was measured. `alarms` are what somebody should look at, a text a name.
+    `curve` has a point a step: {"step", "loss" (nats a token), "learning_rate", "gradient_norm" (before it was
+    clipped)}, and "validation_loss" where it was measured. `best_step` is the step of the lowest one, whose weights the
+    model has; None when none was measured. `alarms` are what somebody should look at, a text a name. `figures` are
+    tokens_per_second (of all processes), share_of_peak where it is known, training_memory_mb (of the accelerator where
+    there is one), clipped (share of the steps), and optimizer_mb of each process's part of the optimizer's state.
     """
 
     curve: list[dict[str, float]]
     best_step: int | None
     alarms: dict[str, str]
-
-
-class Stepper(Protocol):
-    """What a training step needs of an optimizer."""
-
-    def step(self, learning_rate: float) -> None:
-        """Update with the gradients at hand, then forget them."""
-
-
-class Optimizer:
-    """Muon for the hidden matrices, AdamW for embeddings, heads and vectors; AdamW alone for a LoRA adapter.
-
-    Learning rates are given a step; Muon's is `MATRIX_RATE` times AdamW's, for its updates have another scale.
-    """
-
-    def __init__(self, model: torch.nn.Module, schedule: Schedule):
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-        adapter = any("lora_" in name for name in trainable)
-        matrices = [p for p in trainable.values() if p.dim() == 2 and id(p) not in embeddings and not adapter]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in trainable.values() if id(p) not in chosen]
-        self.adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-        self.muon = Muon(matrices, lr=0.0, weight_decay=schedule.settings.weight_decay) if matrices else None
-
-    def step(self, learning_rate: float) -> None:
-        """Update with the gradients at hand, then forget them."""
-        for optimizer, rate in ((self.adamw, learning_rate), (self.muon, learning_rate * MATRIX_RATE)):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
-        return {"adamw": self.adamw.state_dict(), "muon": self.muon.state_dict() if self.muon else None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.adamw.load_state_dict(state["adamw"])
-        if self.muon:
-            self.muon.load_state_dict(state["muon"])
+    figures: dict[str, float]
 
 
 def train(
@@ -115,98 +79,219 @@ def train(
     schedule: Schedule,
     run: PayloadRun,
     evaluate: Callable[[], float] | None = None,
+    optimizer: Stepper | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
-    `batch(step)` gives the step's micro-batches in order: the model's keyword arguments, on the CPU. `evaluate` gives
-    the validation loss in nats a token; the model is then in evaluation mode. Raises `Refusal` when the loss stops
-    being a number.
+    `batch(step)` gives the step's micro-batches in order: the model's keyword arguments, on the CPU, with `labels`. It
+    runs beside the step before, and draws nothing from torch's own random numbers. `evaluate` gives the validation loss
+    in nats a token, asked for every `evaluate_every` steps and at the end; the model is then in evaluation mode.
+    `optimizer` is another than `Optimizer`. Raises `Refusal` when the loss stops being a number or explodes.
+
+    Each of several processes calls it with the same arguments, and is alone again when it returns.
     """
-    optimizer = Optimizer(model, schedule)
-    curve = _resume(model, optimizer, run.state / "checkpoint.pt")
-    if curve:
-        run.log(f"resumed at step {len(curve)} of {schedule.steps}")
-    model.train()
-    started, reported = time.monotonic(), 0.0
-    tokens, resumed, unreported = 0, len(curve), len(curve)
-    for step in range(resumed, schedule.steps):
-        [inputs] = [{name: value.to(model.device) for name, value in part.items()} for part in batch(step)]
-        rate = schedule.learning_rate_at((step + 1) / (schedule.steps + 1))
-        loss = training_step(model, optimizer, inputs, rate, schedule.settings.precision)
-        if loss != loss:
-            raise Refusal(
-                f"the loss of step {step + 1} is not a number; lower learning_rate ({schedule.settings.learning_rate})"
-            )
-        curve.append({"step": step + 1, "loss": loss, "learning_rate": rate})
-        tokens += inputs["input_ids"].numel()
-        last = step + 1 == schedule.steps
-        if last or (step + 1) % schedule.settings.checkpoint_every == 0:
-            _save(model, optimizer, curve, run.state / "checkpoint.pt")
-        if last or time.monotonic() - reported > REPORT_SECONDS:
-            reported = time.monotonic()
-            speed = tokens / (reported - started)
-            to_go = (schedule.steps - step - 1) * (reported - started) / (step + 1 - resumed)
-            pace = f"{speed:,.0f} tokens/s  {timedelta(seconds=round(to_go))} to go"
-            run.log(f"step {step + 1}/{schedule.steps}  loss {loss:.3f}  {pace}")
-            for point in curve[unreported::5]:
-                run.metrics(int(point["step"]), loss=point["loss"], learning_rate=point["learning_rate"])
-            unreported = len(curve)
-    return TrainingResult(curve, None, {})
+    return _Training(model, schedule, run, evaluate, optimizer).finish(batch)
 
 
-def training_step(
-    model: torch.nn.Module,
-    optimizer: Stepper,
-    inputs: dict[str, torch.Tensor],
-    learning_rate: float,
-    precision: Precision,
-) -> float:
-    """One forward and backward pass and one update; returns the loss in nats a token."""
-    with autocast(precision):
-        loss = model(**inputs, use_cache=False).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-    optimizer.step(learning_rate)
-    return float(loss.detach())
+class _Training:
+    def __init__(
+        self,
+        model: Any,
+        schedule: Schedule,
+        run: PayloadRun,
+        evaluate: Callable[[], float] | None,
+        optimizer: Stepper | None,
+    ):
+        self.model, self.schedule, self.settings, self.run = model, schedule, schedule.settings, run
+        self.evaluate = evaluate if self.settings.evaluate_every else None
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high")  # TF32
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.engine: Engine = engine(model, self.settings, optimizer)
+        self.curve: list[dict[str, float]] = []
+        self.waiting: list[tuple[float, torch.Tensor, torch.Tensor]] = []  # learning rate, loss and norm of a step
+        self.tokens, self.reported_at, self.reported_steps = 0, 0.0, 0
+        self.width = 0
+
+    def finish(self, batch: Callable[[int], Sequence[dict[str, torch.Tensor]]]) -> TrainingResult:
+        """Train to the last step, or until patience is at its end."""
+        self._resume()
+        self.resumed = self.reported_steps = len(self.curve)
+        self.started = time.monotonic()
+        self.model.train()
+        steps, fetch_steps = self.schedule.steps, FETCH_STEPS if torch.cuda.is_available() else 1
+        for done, parts in _read_ahead(batch, self.resumed, steps):
+            if self._out_of_patience():
+                self.run.log(f"stopped before step {done}: {self.settings.patience} evaluations without a better one")
+                break
+            rate = self.schedule.learning_rate_at(done / (steps + 1))
+            self.waiting.append((rate, *self.engine.update(parts, rate)))
+            self.tokens += sum(part["input_ids"].numel() for part in parts)
+            self.width = max(self.width, parts[0]["input_ids"].shape[1])
+            last = done == steps
+            evaluated = self.evaluate is not None and (last or done % (self.settings.evaluate_every or steps) == 0)
+            saved = last or evaluated or done % self.settings.checkpoint_every == 0
+            if saved or done % fetch_steps == 0:
+                self._fetch()
+            if evaluated:
+                self._evaluate()
+            if saved:
+                self._save()
+            if not self.waiting:
+                self._report(last)
+        return self._result()
+
+    def _fetch(self) -> None:
+        """Move what the last steps measured to the curve; refuse to go on where that is no use."""
+        losses, norms = (torch.stack(values).tolist() for values in list(zip(*self.waiting, strict=True))[1:])
+        for (rate, _, _), loss, norm in zip(self.waiting, losses, norms, strict=True):
+            point = {"step": len(self.curve) + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            self.curve.append(point)
+            if reason := why_stop(self.curve, self.settings):
+                raise Refusal(reason)
+        self.waiting.clear()
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        self.model.eval()
+        with torch.no_grad():
+            loss = self.engine.agreed(self.evaluate())
+        self.model.train()
+        self.curve[-1]["validation_loss"] = loss
+        step = len(self.curve)
+        self.run.log(f"step {step}/{self.schedule.steps}  validation loss {loss:.3f}")
+        self.run.metrics(step, validation_loss=loss)
+        if self._best_step() == step:
+            self._write(self._best_file(step), {"model": self.engine.weights()})
+
+    def _best_step(self) -> int | None:
+        measured = [point for point in self.curve if "validation_loss" in point]
+        return int(min(measured, key=lambda point: point["validation_loss"])["step"]) if measured else None
+
+    def _out_of_patience(self) -> bool:
+        best, patience = self._best_step(), self.settings.patience
+        if best is None or patience is None:
+            return False
+        return sum("validation_loss" in point for point in self.curve[best:]) >= patience
+
+    def _best_file(self, step: int) -> Path:
+        return self.run.state / f"best-{step}.pt"
+
+    def _save(self) -> None:
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        state = {
+            "model": self.engine.weights(),
+            "optimizer": self.engine.optimizer_state(),
+            "curve": json.dumps(self.curve),
+            "random": self.engine.gathered(random),
+        }
+        self._write(self.run.state / CHECKPOINT, state)
+        if self.engine.rank == 0:
+            best = self._best_step()
+            for file in self.run.state.glob("best-*.pt"):
+                if best is None or file != self._best_file(best):
+                    file.unlink()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        if self.engine.rank == 0:
+            aside = path.with_suffix(".aside")
+            torch.save(state, aside)
+            os.replace(aside, path)
+
+    def _resume(self) -> None:
+        path = self.run.state / CHECKPOINT
+        if not path.exists():
+            return
+        # on the CPU first: the accelerator has no room for all of it twice, and may not be the one it was saved on
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        self.engine.load(state["model"], state["optimizer"])
+        if len(state["random"]) == self.engine.count:
+            of_processor, of_accelerator = state["random"][self.engine.rank]
+            torch.set_rng_state(of_processor)
+            if of_accelerator is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(of_accelerator)
+        self.curve = json.loads(state["curve"])
+        self.run.log(f"resumed at step {len(self.curve)} of {self.schedule.steps}")
+
+    def _figures(self) -> dict[str, float]:
+        seconds = max(1e-9, time.monotonic() - self.started)
+        figures = {"tokens_per_second": self.tokens / seconds, "training_memory_mb": hardware.memory_mb()}
+        peak = hardware.peak_flops()
+        if peak is not None:
+            flops = figures["tokens_per_second"] * hardware.flops_a_token(self.model, self.width)
+            figures["share_of_peak"] = flops / (peak * self.engine.count)
+        return figures
+
+    def _report(self, last: bool) -> None:
+        if not last and time.monotonic() - self.reported_at <= REPORT_SECONDS:
+            return
+        self.reported_at, done = time.monotonic(), len(self.curve)
+        figures = self._figures()
+        to_go = (self.schedule.steps - done) * (self.reported_at - self.started) / (done - self.resumed)
+        share = f"  {figures['share_of_peak']:.0%} of peak" if "share_of_peak" in figures else ""
+        self.run.log(
+            f"step {done}/{self.schedule.steps}  loss {self.curve[-1]['loss']:.3f}  "
+            f"{figures['tokens_per_second']:,.0f} tokens/s{share}  {figures['training_memory_mb']:,.0f} MB  "
+            f"{timedelta(seconds=round(to_go))} to go"
+        )
+        for point in self.curve[self.reported_steps :: 5]:
+            values = {name: point[name] for name in ("loss", "learning_rate", "gradient_norm")}
+            self.run.metrics(int(point["step"]), **values)
+        self.run.metrics(done, **figures)
+        self.reported_steps = done
+
+    def _result(self) -> TrainingResult:
+        figures = self._figures() if self.tokens else {}
+        figures["clipped"] = clipped_share(self.curve, self.settings)
+        sizes = self.engine.gathered(self.engine.optimizer_bytes() / 2**20)
+        figures |= {f"optimizer_mb_{rank}" if len(sizes) > 1 else "optimizer_mb": mb for rank, mb in enumerate(sizes)}
+        if len(sizes) > 1:
+            each = ", ".join(f"{mb:,.1f}" for mb in sizes)
+            self.run.log(f"the optimizer's state takes {each} MB in the {len(sizes)} processes")
+        self.engine.close()
+        if self.settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        best = self._best_step()
+        if best is not None and best != len(self.curve):
+            self._load_best(best)
+        found = alarms(self.curve, self.settings, clipping_matters=self.engine.clipping_matters)
+        for name, text in found.items():
+            self.run.log(f"alarm: {text}")
+            self.run.tag(f"alarm.{name}", text)
+        return TrainingResult(self.curve, best, found, figures)
+
+    def _load_best(self, step: int) -> None:
+        self.run.log(f"keeping the weights of step {step}, which had the lowest validation loss")
+        state = torch.load(self._best_file(step), weights_only=True, map_location="cpu")
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state["model"][name])
 
 
-def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _save(model: torch.nn.Module, optimizer: Optimizer, curve: list[dict[str, float]], path: Path) -> None:
-    state = {
-        "model": _trainable(model),
-        "optimizer": optimizer.state_dict(),
-        "curve": json.dumps(curve),
-        "random": torch.get_rng_state(),
-        "random_of_accelerators": torch.cuda.get_rng_state_all(),
-    }
-    aside = path.with_suffix(".aside")
-    torch.save(state, aside)
-    os.replace(aside, path)
-
-
-def _resume(model: torch.nn.Module, optimizer: Optimizer, path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    # on the CPU first: the accelerator has no room for all of it twice, and may not be the one that it was saved on
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    for name, value in _trainable(model).items():
-        value.copy_(state["model"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    if torch.cuda.device_count() == len(state["random_of_accelerators"]):
-        torch.cuda.set_rng_state_all(state["random_of_accelerators"])
-    curve: list[dict[str, float]] = json.loads(state["curve"])
-    return curve
+def _read_ahead(
+    batch: Callable[[int], Sequence[dict[str, torch.Tensor]]], start: int, stop: int
+) -> Iterator[tuple[int, Sequence[dict[str, torch.Tensor]]]]:
+    """The number (from 1) and the micro-batches of each step; the next ones are made while a step is computed."""
+    with ThreadPoolExecutor(1) as beside:
+        upcoming = [beside.submit(batch, step) for step in range(start, min(start + 1, stop))]
+        for step in range(start, stop):
+            parts = upcoming.pop().result()
+            upcoming += [beside.submit(batch, later) for later in range(step + 1, min(step + 2, stop))]
+            yield step + 1, parts
 
 
 def loss_plot(curve: list[dict[str, float]]) -> Any:
-    """The loss a step, in nats a token."""
+    """The loss a step, in nats a token, and the validation loss where it was measured."""
     figure = plots.new_figure()
     axes = figure.subplots()
-    axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], linewidth=1)
+    axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], linewidth=1, label="training")
+    measured = [point for point in curve if "validation_loss" in point]
+    if measured:
+        losses = [point["validation_loss"] for point in measured]
+        axes.plot([point["step"] for point in measured], losses, marker="o", markersize=3, label="validation")
+        axes.legend()
     axes.set(xlabel="step", ylabel="loss (nats a token)", title="Training loss")
     axes.grid(alpha=0.3)
     return figure
