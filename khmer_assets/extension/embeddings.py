@@ -1,0 +1,144 @@
+"""Gives an open model a row of its embeddings, and of its head, for each token that its tokenizer was extended by.
+
+A new row begins as the mean of the rows of the old tokens that the new one is made of, which then says nearly what they
+said together, while English is predicted as before; random rows take probability from all others. (Yamaguchi et al.
+2024, "How Can We Effectively Expand the Vocabulary of LLMs with 0.01GB of Target Language Text?", compare such
+beginnings.) Every other weight stays bit for bit.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from khmer_assets.extension.merges import FIGURES
+from khmer_assets.training import held_out
+from khmer_assets.training.models import device, load_model
+from resources.payload import PayloadRun, Refusal
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS_MULTIPLE = 128  # matrix kernels and tensor-parallel engines want the head's rows to be a multiple of it
+WINDOW = 512  # tokens that the models see at a time while they are measured
+
+
+class Spec(BaseModel):
+    """Folders of the base model, of extended_tokenizer and of training_mixture; how much held-out text is scored."""
+
+    base: Path
+    tokenizer: Path
+    mixture: Path
+    max_documents: int
+
+
+def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
+    """Write the extended model with its tokenizer as a transformers folder; add its figures to `extension.json`.
+
+    Measured are bits a character of the held-out text by language, of the base and of the extended model. Raises
+    `Refusal` when the tokenizer was not made of this base's.
+    """
+    extend(spec.base, spec.tokenizer, run.output)
+    figures = json.loads((spec.tokenizer / FIGURES).read_text())
+    figures["rows"] = json.loads((run.output / "config.json").read_text())["vocab_size"]
+    for name, folder in (("before", spec.base), ("after", run.output)):
+        run.log(f"scoring held-out text {name} the extension")
+        quality, not_scored = held_out.measured(lambda folder=folder: _quality(folder, spec))  # type: ignore[misc]
+        if not_scored:
+            figures["not_scored"] = not_scored
+        for language, measures in (quality or {}).items():
+            for measure in ("bits_per_character", "tokens_per_character"):
+                figures[f"{measure}_{language}_{name}"] = measures[measure]
+    (run.output / FIGURES).write_text(json.dumps(figures, ensure_ascii=False, indent=1))
+    return {key: value for key, value in figures.items() if not isinstance(value, list)}
+
+
+def _quality(folder: Path, spec: Spec) -> dict[str, dict[str, float]]:
+    from transformers import AutoTokenizer
+
+    model = load_model(folder).to(device()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    score = held_out.model_scorer(model)
+    return held_out.quality_by_language(score, tokenizer, spec.mixture, WINDOW, spec.max_documents)
+
+
+def extend(base: Path, tokenizer: Path, target: Path) -> None:
+    """Write the transformers folder `base` with the tokenizer in `tokenizer`, and rows for its new tokens, to `target`.
+
+    Raises `Refusal` when `base` has no safetensors or another tokenizer.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    pieces = old_pieces(base, tokenizer)
+    names = _token_wise(base)
+    files = sorted(base.glob("*.safetensors"))
+    if not files:
+        raise Refusal(f"{base} holds no *.safetensors; save the base model as safetensors")
+    rows = 0
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no mapping
+            metadata = stored.metadata()
+        for name in names & tensors.keys():
+            tensors[name] = with_new_rows(tensors[name], pieces)
+            rows = len(tensors[name])
+        save_file(tensors, target / file.name, metadata)
+    for other in base.iterdir():
+        if other.is_file() and other.suffix not in (".safetensors", ".txt") and not other.name.startswith("tokenizer"):
+            shutil.copyfile(other, target / other.name)
+    for other in tokenizer.iterdir():
+        shutil.copyfile(other, target / other.name)
+    config = json.loads((base / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "vocab_size": rows}, indent=2))
+
+
+def old_pieces(base: Path, tokenizer: Path) -> dict[int, list[int]]:
+    """The ids of the base's tokens that each new token of the extended tokenizer is made of, by its id.
+
+    Raises `Refusal` when the tokenizer was not made of this base's.
+    """
+    old, new = (json.loads((folder / "tokenizer.json").read_text()) for folder in (base, tokenizer))
+    known = {**old["model"]["vocab"], **{token["content"]: token["id"] for token in old["added_tokens"]}}
+    merges, number = new["model"]["merges"], len(old["model"]["merges"])
+    vocabulary = new["model"]["vocab"]
+    if merges[:number] != old["model"]["merges"] or not known.items() <= vocabulary.items():
+        raise Refusal(f"the tokenizer in {tokenizer} is no extension of that in {base}; materialize both again")
+    pieces: dict[str, list[int]] = {token: [identity] for token, identity in known.items()}
+    for merge in merges[number:]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        pieces.setdefault(left + right, pieces[left] + pieces[right])
+    return {vocabulary[token]: made_of for token, made_of in pieces.items() if token not in known}
+
+
+def with_new_rows(rows: "torch.Tensor", pieces: dict[int, list[int]]) -> "torch.Tensor":
+    """`rows` (one a token) with those of the new tokens, each the mean of its pieces', up to the next `ROWS_MULTIPLE`.
+
+    Rows that no token has are the mean of all, so that the head gives them no more than an average token.
+    """
+    import torch
+
+    number = max(len(rows), -(-(max(pieces, default=0) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE)
+    more = rows.float().mean(0, keepdim=True).expand(number - len(rows), *rows.shape[1:])
+    extended = torch.cat([rows, more.to(rows.dtype)])
+    for identity, made_of in pieces.items():
+        extended[identity] = rows[made_of].float().mean(0).to(rows.dtype)
+    return extended
+
+
+def _token_wise(base: Path) -> set[str]:
+    """The names of the parameters that have a row, or a number, a token: the embeddings' and the head's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    of_tokens = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if id(module) in of_tokens
+        for parameter, _ in module.named_parameters()
+    }
