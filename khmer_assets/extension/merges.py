@@ -249,7 +249,9 @@ def append(content: dict[str, Any], merges: Iterable[tuple[str, str]]) -> None:
 def save(content: dict[str, Any], base: Path, target: Path) -> None:
     """Write a `tokenizer.json`, and beside it what else the base's tokenizer has.
 
-    Its class becomes the general one: those of single models cut text by a pattern of their own instead of the file's.
+    Its class becomes the general one, for those of single models cut text by a pattern of their own instead of the
+    file's. For some models, Qwen 2 among them, transformers 5 takes that class whatever the configuration says, unless
+    it names code outside of transformers; so it names none, twice (the slow and the fast), which is never run.
     """
     (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     for name in COPIED:
@@ -257,8 +259,8 @@ def save(content: dict[str, Any], base: Path, target: Path) -> None:
             shutil.copyfile(base / name, target / name)
     file = base / "tokenizer_config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
-    config.pop("auto_map", None)
-    (target / file.name).write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1))
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["", ""]}}
+    (target / file.name).write_text(json.dumps(config, indent=1))
 
 
 def compare(base: Path, extended: Path, mixture: Path) -> dict[str, Any]:

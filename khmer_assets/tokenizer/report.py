@@ -1,7 +1,7 @@
 """Measures tokenizers: tokens a character by language on held-out text, and token counts by source.
 
-Compared are the trained tokenizer, one of the same size with GPT-2's pattern, and every tokenizer that the Hugging
-Face cache of this machine holds.
+Compared are the tokenizer, the one that it was extended from (where there is none, one of the same size with GPT-2's
+pattern), and every tokenizer that the Hugging Face cache of this machine holds.
 """
 
 import json
@@ -26,40 +26,49 @@ Count = Callable[[list[str]], list[int]]
 
 
 class Spec(BaseModel):
-    """Folders of tokenizer and training_mixture; how much text a tokenizer to compare with is trained on."""
+    """Folders of tokenizer and training_mixture; how much text a tokenizer to compare with is trained on. `former`:
+    the folder of the tokenizer that it was extended from."""
 
     tokenizer: Path
     mixture: Path
     sample_characters: int
+    former: Path | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write `report.json`, `report.md` and `fertility.png`."""
+    """Write `report.json`, `report.md` and `fertility.png`.
+
+    Of an extended tokenizer, `unused_new_tokens` is the share (0 to 1) of the new tokens that the held-out texts never
+    need, and `held_out_characters` how long those are.
+    """
     from tokenizers import Tokenizer
 
     trained = Tokenizer.from_file(str(spec.tokenizer / "tokenizer.json"))
     contenders: dict[str, Count] = {"this tokenizer": _counter(trained)}
-    run.log("training the tokenizer with GPT-2's pattern, for comparison")
     size = trained.get_vocab_size()
-    contenders["GPT-2 pattern, same size"] = _counter(
-        train_bpe(TrainingSample(spec.mixture, spec.sample_characters), size, GPT2_PATTERN)
-    )
+    if spec.former is not None:
+        former = Tokenizer.from_file(str(spec.former / "tokenizer.json"))
+        contenders["before the extension"] = _counter(former)
+    else:
+        run.log("training the tokenizer with GPT-2's pattern, for comparison")
+        contenders["GPT-2 pattern, same size"] = _counter(
+            train_bpe(TrainingSample(spec.mixture, spec.sample_characters), size, GPT2_PATTERN)
+        )
     for name, path in local_tokenizers().items():
         contenders[name] = _counter(Tokenizer.from_file(str(path)))
 
     mixture = pl.scan_parquet(spec.mixture / "data.parquet")
     characters: dict[str, int] = {}
     tokens: dict[str, Counter[str]] = {name: Counter() for name in contenders}
-    unfaithful = 0
+    unfaithful, used = 0, set[int]()
     for language in mixture.select("language").unique().sort("language").collect()["language"]:
         for texts in chunks(texts_of(spec.mixture, "validation", language), TEXTS_AT_ONCE, len):
             characters[language] = characters.get(language, 0) + sum(map(len, texts))
             for name, count in contenders.items():
                 tokens[name][language] += sum(count(texts))
-            unfaithful += sum(
-                trained.decode(trained.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) != text
-                for text in texts
-            )
+            for text, encoded in zip(texts, trained.encode_batch(texts, add_special_tokens=False), strict=True):
+                unfaithful += trained.decode(encoded.ids, skip_special_tokens=False) != text
+                used.update(encoded.ids)
     fertility = pl.DataFrame(
         [
             {"tokenizer": name} | {language: tokens[name][language] / characters[language] for language in characters}
@@ -67,12 +76,16 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         ]
     )
     by_source = _by_source(mixture, contenders["this tokenizer"])
-    report = {
+    report: dict[str, Any] = {
         "vocabulary_size": size,
         "tokens_per_character": {row.pop("tokenizer"): row for row in fertility.to_dicts()},
         "round_trip_failures": unfaithful,
         "tokens_by_source": by_source.to_dicts(),
     }
+    if spec.former is not None:
+        new = set(trained.get_vocab().values()) - set(former.get_vocab().values())
+        report["unused_new_tokens"] = len(new - used) / max(1, len(new))
+        report["held_out_characters"] = sum(characters.values())
     (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
     tables = (
         f"## Tokens a character, held-out text\n\n{markdown_table(fertility)}\n\n"
@@ -81,11 +94,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     figure = _bars(fertility)
     figure.savefig(run.output / "fertility.png", dpi=110)
     (run.output / "report.md").write_text(f"# Tokenizer\n\n{tables}\n![](fertility.png)\n")
-    own = report["tokens_per_character"]["this tokenizer"]  # type: ignore[index]  # a dict of unlike values
+    own = report["tokens_per_character"]["this tokenizer"]
     return {
         "fertility": plots.as_markdown(figure),
         "tables": tables,
         **{f"tokens_per_character_{language}": value for language, value in own.items()},
+        **({"unused_new_tokens": report["unused_new_tokens"]} if spec.former else {}),
     }
 
 
