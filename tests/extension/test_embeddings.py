@@ -115,7 +115,7 @@ def test_rows_that_the_base_has_but_does_not_use_are_taken():
 
 
 def test_a_tokenizer_of_another_base_is_refused(tokenizer, model, tmp_path):
-    with pytest.raises(Refusal, match="is no extension of that in .*; materialize both again"):
+    with pytest.raises(Refusal, match=r"is no extension of that in .*; materialize both again"):
         embeddings.extend(model, tokenizer, tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_a_base_without_safetensors_is_refused(base, tokenizer, tmp_path):
     for file in base.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(Refusal, match="holds no .*safetensors"):
+    with pytest.raises(Refusal, match=r"holds no .*safetensors"):
         embeddings.extend(tmp_path, tokenizer, tmp_path / "target")
 
 

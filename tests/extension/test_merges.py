@@ -161,7 +161,7 @@ def test_too_many_changed_english_lines_are_refused(smollm, tmp_path):
     for file in smollm.glob("tokenizer_config.json"):
         (base / file.name).write_bytes(file.read_bytes())
     (base / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(Refusal, match="would get other ids with llama.cpp's pattern qwen35"):
+    with pytest.raises(Refusal, match=r"would get other ids with llama.cpp's pattern qwen35"):
         extend(base, tmp_path, tmp_path / "llama_cpp", pattern="llama_cpp")
 
 
