@@ -60,8 +60,8 @@ def documents(files: list[str], language: str) -> pl.LazyFrame:
             if (script_shares(text)[0] > 0.5) == (language == "khm"):
                 texts.add(text)
     hashes = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
-    columns = {"id": hashes.values(), "text": hashes.keys(), "content_hash": hashes.values()}
-    frame = pl.LazyFrame({name: list(values) for name, values in columns.items()})
+    digests = list(hashes.values())
+    frame = pl.LazyFrame({"id": digests, "text": list(hashes), "content_hash": digests})
     return frame.with_columns(source=pl.lit(language), language=pl.lit(language))
 
 
@@ -96,7 +96,7 @@ def bits(model: Any, tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, f
 
 
 def held_out_texts(mixture: Path) -> dict[str, list[str]]:
-    """Texts of up to `OF_A_DOCUMENT` characters, `CHARACTERS` in all: the mixture's held-out Khmer, and what is other."""
+    """Texts of up to `OF_A_DOCUMENT` characters, `CHARACTERS` in all: held-out Khmer, and what is other."""
     frame = pl.read_parquet(mixture / "data.parquet").filter(split="validation", language="khm")
     khmer = frame["text"].str.slice(0, OF_A_DOCUMENT).to_list()
     chosen = {"khmer": [text for place, text in enumerate(khmer) if sum(map(len, khmer[:place])) < CHARACTERS]}
@@ -129,7 +129,7 @@ def main() -> None:
             "eng": documents(arguments.english or [str(DATA / file) for file in ENGLISH], "eng"),
         }
         settings = Mixture(weights={"khm": 1 - REPLAY, "eng": REPLAY})
-        mix(sources, settings, arguments.seed).collect().write_parquet(mixture / "data.parquet")
+        mix(sources, settings, arguments.seed, work).collect().write_parquet(mixture / "data.parquet")
         held_out = held_out_texts(mixture)
 
         started = time.process_time()

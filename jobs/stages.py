@@ -44,6 +44,7 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         job(SNAPSHOT_JOB, "Take the corpus as it is now for the next training.", "training_mixture"),
         job("train_tokenizer", None, "tokenizer", "tokenizer_report"),
         job("bring_in", "Fetch the open model that the recipe starts from.", "base_model"),
+        job("extend", "Teach the open model's tokenizer Khmer.", "extended_tokenizer", "extended_model"),
         job("pretrain", None, "packed_dataset", "base_checkpoint"),
         job("prepare_chats", None, "chat_dataset", "chat_texts"),
         job("finetune", "Train the adapter; one run (a partition) where the recipe has several.", "sft_adapter"),

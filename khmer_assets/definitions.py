@@ -18,6 +18,7 @@ from khmer_assets.base_model.assets import base_model_assets
 from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets, evaluation_files
 from khmer_assets.evaluation.assets import evaluation_assets
+from khmer_assets.extension.assets import extension_assets
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
@@ -44,8 +45,8 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
     """Each stage's assets and checks, made of the parts of the recipe that the stage reads; what the recipe has no part
     for is left out."""
     texts = "training_mixture" if recipe.catalogue else "chat_texts"
-    tokenizer = "tokenizer" if recipe.tokenizer else "base_model"
-    start = "base_model" if recipe.base else None
+    tokenizer = "tokenizer" if recipe.tokenizer else "extended_tokenizer" if recipe.extension else "base_model"
+    start = "extended_model" if recipe.extension else "base_model" if recipe.base else None
     trained = "base_checkpoint" if recipe.pretraining else "base_model"
     whole = "merged_model" if recipe.finetuning else trained
     stages: dict[str, list[Any]] = {"corpus": [evaluation_files(recipe.decontamination, recipe.folder)]}
@@ -58,12 +59,15 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.decontamination,
             recipe.deduplication,
             recipe.mixture,
+            tokenizer,
             recipe.seed,
         )
     if recipe.tokenizer:
         stages["tokenizer"] = tokenizer_assets(recipe.tokenizer)
     if recipe.base:
         stages["base_model"] = base_model_assets(recipe.base)
+    if recipe.extension:
+        stages["extension"] = extension_assets(recipe.extension, recipe.evaluation.max_documents)
     if recipe.pretraining:
         stages["pretraining"] = pretraining_assets(
             recipe.pretraining, start, tokenizer, recipe.evaluation.max_documents, recipe.seed

@@ -19,6 +19,7 @@ from khmer_assets.corpus.deduplication import Deduplication
 from khmer_assets.corpus.filters import Filters
 from khmer_assets.corpus.mixture import Mixture
 from khmer_assets.evaluation.evaluate import Evaluation
+from khmer_assets.extension.merges import Extension
 from khmer_assets.finetuning.runs import FinetuningRuns
 from khmer_assets.foundation.settings import FileBeside, Located, Name, RecipeError, Settings, validated
 from khmer_assets.foundation.yaml_files import read_yaml
@@ -63,6 +64,7 @@ class Recipe(Settings):
     mixture: Mixture = Mixture()
     base: Base | None = None
     tokenizer: TokenizerSettings | None = None
+    extension: Extension | None = None
     pretraining: Pretraining | None = None
     instructions: Instructions
     finetuning: FinetuningRuns | None = None
@@ -83,6 +85,8 @@ class Recipe(Settings):
             raise ValueError("with a tokenizer of its own, a model is trained from scratch: set pretraining.decoder")
         if self.base is not None and scratch:
             raise ValueError("pretraining.decoder describes a new model, but base names one: remove one of them")
+        if self.extension is not None and (self.base is None or self.pretraining is None):
+            raise ValueError("extension adds tokens to a base, which pretraining then teaches: set both")
         if self.catalogue is None and self.pretraining is not None:
             raise ValueError("pretraining needs text: name a catalogue of sources")
         if self.pretraining is None and self.finetuning is None and not self.adapters:

@@ -15,9 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ValidationInfo
 from khmer_assets.foundation.files import link_file
 from khmer_assets.foundation.settings import Settings, folder_of_file
 from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, TURN_END, TURN_START
+from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
 
-FIGURES = "base.json"  # beside the model, and kept beside each model that is made of it
 UNKNOWN_LICENSE = "unknown"
 FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "README.md", "LICENSE*"]
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "*.model", "*token*.json", "chat_template*"]
@@ -88,7 +88,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "vocabulary": len(tokenizer),
         "chat_marks_are_new": bool(new_marks),
     }
-    (run.output / FIGURES).write_text(json.dumps(figures, indent=1))
+    (run.output / BASE_RECORD).write_text(json.dumps(figures, indent=1))
     return figures
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import dagster as dg
 
-from khmer_assets.base_model import bring_in
 from khmer_assets.compression import awq, gguf, prune
 from khmer_assets.compression.variants import Compression, quantizations_of, reason_against
 from khmer_assets.foundation.settings import code_version
+from khmer_assets.training.models import BASE_RECORD
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 
@@ -91,7 +91,7 @@ def compression_assets(
     @dg.asset_check(asset="base_model", blocking=True)
     def variants_can_be_made(base_model: Path) -> dg.AssetCheckResult:
         """Each variant of the recipe can be made of a model of this architecture."""
-        architecture = json.loads((base_model / bring_in.FIGURES).read_text())["architecture"]
+        architecture = json.loads((base_model / BASE_RECORD).read_text())["architecture"]
         reasons = {variant: reason_against(variant, architecture) for variant in variants}
         told = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
         advice = f"take out of compression.variants what cannot be made: {told}" if told else None

@@ -77,9 +77,11 @@ def corpus_assets(
     decontamination: Decontamination,
     deduplication: Deduplication,
     mixture: Mixture,
+    tokenizer: str,
     seed: int,
 ) -> list[Any]:
-    """The sources, the corpus of each in its four states, what is made of all of them, and the checks."""
+    """The sources, the corpus of each in its four states, what is made of all of them, and the checks. `tokenizer` is
+    the asset of the tokenizer whose tokens are counted."""
     partitions = dg.StaticPartitionsDefinition(list(sources))
     base = catalogue.parent
     all_sources = digest_of(list(sources))[:8]  # a source that is gone makes what was made of all of them stale
@@ -211,7 +213,12 @@ def corpus_assets(
                 },
             )
 
-    @dg.asset(group_name="corpus", io_manager_key="folders", code_version=f"1-{all_sources}")
+    @dg.asset(
+        group_name="corpus",
+        io_manager_key="folders",
+        ins={"tokenizer": dg.AssetIn(tokenizer)},
+        code_version=f"1-{all_sources}",
+    )
     def corpus_report(
         context: dg.AssetExecutionContext,
         compute: Compute,

@@ -74,7 +74,7 @@ def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int, folder
         wanted = pl.when(language=language).then(times).otherwise(wanted)
     copies = wanted.floor() + (_fraction(1, seed) < wanted % 1).cast(pl.Float64)
     mixed = split.with_columns(copies=pl.when(split="train").then(copies).otherwise(1.0).cast(pl.UInt32))
-    return _in_order(mixed.select(*MIXTURE), _fraction(2, seed), sizes["bytes"].sum(), folder)
+    return _in_order(mixed.select(*MIXTURE), _fraction(2, seed), int(sizes["bytes"].sum()), folder)
 
 
 def _in_order(documents: pl.LazyFrame, place: pl.Expr, size: int, folder: Path) -> pl.LazyFrame:

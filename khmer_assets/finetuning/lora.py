@@ -11,10 +11,8 @@ from pydantic import Field
 
 from khmer_assets.foundation.settings import PositiveInt, Ratio, Settings
 from khmer_assets.training import models
-from khmer_assets.training.models import Precision
+from khmer_assets.training.models import BASE_RECORD, Precision
 from resources.payload import Refusal
-
-BASE_RECORD = "base.json"
 
 Quantization = Literal["none", "nf4"]
 

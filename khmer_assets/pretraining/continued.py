@@ -7,11 +7,12 @@ base had. And an average of the last steps' weights, which is better than any of
 What does not belong here: the loop that trains, and what is measured.
 """
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from khmer_assets.foundation.settings import PositiveFloat, Ratio, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Continued(Settings):
@@ -31,7 +32,9 @@ class ContinuedOptimizer:
     of rows where there are no new ones; all weights then learn from the first step on.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: Continued, first_new_row: int, steps: int):
+    def __init__(self, model: "torch.nn.Module", settings: Continued, first_new_row: int, steps: int):
+        import torch
+
         self.model, self.settings, self.steps = model, settings, steps
         self.done = self.averaged = 0
         layers = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]  # transformers'
@@ -65,21 +68,19 @@ class ContinuedOptimizer:
         if self.done > self.steps * (1 - self.settings.averaged):
             self._average()
 
-    @torch.no_grad()
     def _average(self) -> None:
         self.averaged += 1
         for name, parameter in self.model.named_parameters():
             if name in self.mean:
-                self.mean[name].lerp_(parameter, 1 / self.averaged)
+                self.mean[name].lerp_(parameter.detach(), 1 / self.averaged)
             else:
                 self.mean[name] = parameter.detach().clone()
 
-    @torch.no_grad()
     def finish(self) -> None:
         """Give the model the averaged weights, where steps were averaged."""
         for name, parameter in self.model.named_parameters():
             if name in self.mean:
-                parameter.copy_(self.mean[name])
+                parameter.data.copy_(self.mean[name])
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on."""

@@ -7,28 +7,30 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from khmer_assets.extension.merges import FIGURES as EXTENSION
 from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.pretraining import packing
+from khmer_assets.pretraining.continued import Continued, ContinuedOptimizer
 from khmer_assets.pretraining.decoder import Decoder, new_model
 from khmer_assets.training import held_out
-from khmer_assets.training.models import load_model
+from khmer_assets.training.models import BASE_RECORD, load_model
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 
 DISTRIBUTED = True
-BASE = "base.json"  # what the graph knows of an open model, in its folder
 
 
 class Pretraining(TrainingSettings):
     """A new `decoder`, or none where an open model is trained on, and `steps` steps of its training, on sequences of
     `context_length` tokens. `pilot`: a share of the steps that is trained by itself first; the long training begins
-    only when the pilot has learned."""
+    only when the pilot has learned. `continued`: how an open model keeps what it knows while it learns Khmer."""
 
     decoder: Decoder | None = None
     context_length: Annotated[int, Field(ge=16)]
     steps: PositiveInt
     pilot: Annotated[float, Field(gt=0, lt=1)] | None = None
+    continued: Continued | None = None
 
 
 class Spec(BaseModel):
@@ -84,14 +86,18 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
         )
 
-    result = train(model, batch, Schedule(settings, settings.steps), run, evaluate)
+    optimizer = continued_optimizer(model, spec, len(tokenizer))
+    result = train(model, batch, Schedule(settings, settings.steps), run, evaluate, optimizer)
+    if optimizer is not None:
+        optimizer.finish()
     if not run.leads:
         return {}
     model.eval()
     model.save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
-    if spec.base and (spec.base / BASE).exists():
-        shutil.copy(spec.base / BASE, run.output)
+    for record in (BASE_RECORD, EXTENSION):
+        if spec.base and (spec.base / record).exists():
+            shutil.copy(spec.base / record, run.output)
     plot = plots.as_markdown(loss_plot(result.curve))
     run.log("scoring held-out text")
     scored, not_scored = held_out.measured(quality)
@@ -111,6 +117,20 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.metrics(settings.steps, **figures)
     run.keep_model(run.output)
     return {"parameters": parameters, "loss_curve": plot, **result.figures, **figures}
+
+
+def continued_optimizer(model: Any, spec: Spec, tokens: int) -> ContinuedOptimizer | None:
+    """What trains an open model that is to keep what it knows; None where the settings do not ask for it.
+
+    New rows are those of the tokens that `extension.json`, beside the base, counts among all `tokens`.
+    """
+    settings = spec.settings
+    if settings.continued is None or spec.base is None:
+        return None
+    record = spec.base / EXTENSION
+    rows = model.get_input_embeddings().weight.shape[0]
+    first = tokens - json.loads(record.read_text())["new_tokens"] if record.exists() else rows
+    return ContinuedOptimizer(model, settings.continued, first, settings.steps)
 
 
 def starting_model(spec: Spec, tokenizer: Any) -> Any:

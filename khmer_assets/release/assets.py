@@ -33,8 +33,8 @@ def release_assets(
     """release_bundle, release with its gates, and served_model.
 
     `recipe` and `sources` are what the model card tells of all settings and of the catalogue. `model` is the asset of
-    the whole model, of which smaller variants are made; whether it began with an open one is `brought_in`. An answer of the served
-    model has at most `max_new_tokens` tokens.
+    the whole model, of which smaller variants are made; `brought_in`: it began
+    with an open one. An answer of the served model has at most `max_new_tokens` tokens.
     """
     asset, partition = artifact_of(settings.variant, model)
     mapping = dg.SpecificPartitionsPartitionMapping([partition]) if partition else None

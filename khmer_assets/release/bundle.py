@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from khmer_assets.base_model import bring_in
 from khmer_assets.release.model_card import CHECKSUMS, model_card
+from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
 
 COMPRESSION_LEVEL = 10
@@ -39,7 +39,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     that the archive names.
     """
     name = bundle_name(spec)
-    base = None if spec.base is None else json.loads((spec.base / bring_in.FIGURES).read_text())
+    base = None if spec.base is None else json.loads((spec.base / BASE_RECORD).read_text())
     card = model_card(name, spec.variant, spec.model, spec.recipe, spec.sources, base)
     (run.output / CARD).write_text(card, encoding="utf-8")
     files = {path.relative_to(spec.model).as_posix(): path for path in spec.model.rglob("*") if path.is_file()}

@@ -9,6 +9,7 @@ from khmer_assets.tokenizer.chat_template import END_OF_TEXT
 if TYPE_CHECKING:
     import torch
 
+BASE_RECORD = "base.json"  # what is known of an open model; stays beside whatever is made of it
 Precision = Literal["auto", "bfloat16", "float32"]
 CONV1D_ARCHITECTURES = ("gpt2",)  # whose layers are not torch's Linear
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from khmer_assets.base_model import bring_in
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.tokenizer.chat_template import TURN_END
+from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
 from tests.tiny_model import save_tiny_model
 
@@ -49,7 +50,7 @@ def edit(file, **changes):
 def test_a_folder_is_taken_as_it_is(model, tmp_path):
     figures, output = brought_in(model, tmp_path)
     assert (output / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
-    assert figures == json.loads((output / bring_in.FIGURES).read_text())
+    assert figures == json.loads((output / BASE_RECORD).read_text())
     assert (figures["license"], figures["architecture"], figures["chat_marks_are_new"]) == (
         "apache-2.0",
         "qwen3",
