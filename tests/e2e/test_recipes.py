@@ -35,6 +35,12 @@ mixture: {validation_ratio: 0.2}
 REDUCED = {
     "qwen2_5_3b_lora": "base: {model: ./qwen2}",
     "llama_3_2_3b_qlora": "base: {model: ./llama}",
+    "qwen2_5_3b_khmer": OF_TEXT
+    + """
+base: {model: ./qwen2}
+extension: {merges: 60}
+pretraining: {context_length: 128, batch_size: 4, steps: 10, checkpoint_every: 10, pilot: null, precision: auto}
+""",
     "gpt2_500m": OF_TEXT
     + """
 tokenizer: {vocabulary_size: 512}
