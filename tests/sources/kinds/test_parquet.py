@@ -3,6 +3,8 @@
 from datetime import datetime
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
@@ -67,6 +69,22 @@ def test_a_limit_ends_the_reading_over_all_files(tmp_path):
         "s:a<urn:uuid:2>",
         "s:b<urn:uuid:1>",
     ]
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_memory_does_not_grow_with_what_a_small_file_unpacks_to(tmp_path, as_dictionary):
+    text = "ក" * 400_000
+    table = pa.table({"text": [text] * 600})  # 720 MB
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=as_dictionary, write_batch_size=8)
+    del table
+    held = pa.total_allocated_bytes()
+    assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
+    with (tmp_path / "a.parquet").open("rb") as stream:
+        lengths = []
+        for row in parquet.read_columns(stream, {"text"}, ["text"]):
+            lengths.append(len(row["text"]))
+            assert pa.total_allocated_bytes() - held < 250_000_000
+    assert lengths == [len(text)] * 600
 
 
 def test_only_the_named_columns_are_read(tmp_path):
