@@ -4,7 +4,7 @@ The embedder "hashing" counts character n-grams in a fixed number of dimensions 
 is a sentence-transformers model, a folder or a hub name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from khmer_assets.foundation.settings import PositiveInt, Ratio, Settings, digest_of
+from resources.vector_index import add_rows
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
@@ -119,15 +121,19 @@ def _update_vectors(
         new.with_row_index("number").rename({"characters": "length"}).select(columns).lazy(), on="content_hash"
     )
     embedded = np.zeros(new.height, dtype=bool)
-    for batch in of_new.collect_batches(chunk_size=DOCUMENTS_AT_ONCE):
-        different = batch.unique("number", keep="first", maintain_order=True)
-        fresh = different.filter(~pl.Series(embedded[different["number"].to_numpy()]))
-        embedded[fresh["number"].to_numpy()] = True
-        if fresh.is_empty():
-            continue
-        vectors = embed_documents(fresh["text"].to_list(), settings)
-        rows = fresh.with_columns(vector=pl.Series(vectors, dtype=pl.Array(pl.Float32, dimensions)))
-        table.add(rows.select(schema.names).to_arrow().cast(schema))
+
+    def vectors_of_new() -> Iterator["pa.Table"]:
+        for batch in of_new.collect_batches(chunk_size=DOCUMENTS_AT_ONCE):
+            different = batch.unique("number", keep="first", maintain_order=True)
+            fresh = different.filter(~pl.Series(embedded[different["number"].to_numpy()]))
+            embedded[fresh["number"].to_numpy()] = True
+            if fresh.is_empty():
+                continue
+            vectors = embed_documents(fresh["text"].to_list(), settings)
+            rows = fresh.with_columns(vector=pl.Series(vectors, dtype=pl.Array(pl.Float32, dimensions)))
+            yield rows.select(schema.names).to_arrow().cast(schema)
+
+    add_rows(table, vectors_of_new())
     table.optimize()
     if table.count_rows() >= INDEX_FROM and not table.list_indices():
         from lancedb.index import HnswSq
@@ -148,31 +154,36 @@ def _update_neighbors(
     found = connection.create_table(f"neighbors_{version}", schema=schema, exist_ok=True)
     new = _without_gone(found, contents)["content_hash"].sort()
     exact = table.count_rows() < INDEX_FROM
-    for batch in table.search().select(["content_hash", "vector"]).to_batches(DOCUMENTS_AT_ONCE) if len(new) else ():
-        rows = pl.DataFrame(batch)
-        rows = rows.filter(_are_in(rows["content_hash"], new))
-        if rows.is_empty():
-            continue
-        search = table.search(list(rows["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
-        search = search.bypass_vector_index() if exact else search.ef(settings.hnsw_ef)
-        nearest = pl.DataFrame(search.select(["content_hash", "_distance"]).limit(NEIGHBORS + 1).to_arrow())
-        if "query_index" not in nearest.columns:  # LanceDB leaves it out for a single query
-            nearest = nearest.with_columns(query_index=pl.lit(0))
-        close = (
-            nearest.select(
-                rows["content_hash"].gather(nearest["query_index"]),
-                neighbor="content_hash",
-                cosine=(1 - pl.col("_distance")).cast(pl.Float64),
+
+    def nearest_of_new() -> Iterator["pa.Table"]:
+        for batch in table.search().select(["content_hash", "vector"]).to_batches(DOCUMENTS_AT_ONCE):
+            rows = pl.DataFrame(batch)
+            rows = rows.filter(_are_in(rows["content_hash"], new))
+            if rows.is_empty():
+                continue
+            search = table.search(list(rows["vector"].to_numpy()), vector_column_name="vector").distance_type("cosine")
+            search = search.bypass_vector_index() if exact else search.ef(settings.hnsw_ef)
+            nearest = pl.DataFrame(search.select(["content_hash", "_distance"]).limit(NEIGHBORS + 1).to_arrow())
+            if "query_index" not in nearest.columns:  # LanceDB leaves it out for a single query
+                nearest = nearest.with_columns(query_index=pl.lit(0))
+            close = (
+                nearest.select(
+                    rows["content_hash"].gather(nearest["query_index"]),
+                    neighbor="content_hash",
+                    cosine=(1 - pl.col("_distance")).cast(pl.Float64),
+                )
+                .filter(
+                    pl.col("content_hash") != pl.col("neighbor"),
+                    pl.col("cosine").fill_nan(None) >= settings.semantic_cosine,
+                )
+                .sort("content_hash", "cosine", "neighbor", descending=[False, True, False])
+                .group_by("content_hash", maintain_order=True)
+                .all()
             )
-            .filter(
-                pl.col("content_hash") != pl.col("neighbor"),
-                pl.col("cosine").fill_nan(None) >= settings.semantic_cosine,
-            )
-            .sort("content_hash", "cosine", "neighbor", descending=[False, True, False])
-            .group_by("content_hash", maintain_order=True)
-            .all()
-        )
-        found.add(rows.select("content_hash").join(close, on="content_hash", how="left").to_arrow().cast(schema))
+            yield rows.select("content_hash").join(close, on="content_hash", how="left").to_arrow().cast(schema)
+
+    if len(new):
+        add_rows(found, nearest_of_new())
     rows = pl.DataFrame(found.to_arrow())
     return rows.explode("neighbor", "cosine").drop_nulls().sort("content_hash", "cosine", descending=[False, True])
 
