@@ -5,8 +5,9 @@ version of a registered model.
 """
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,36 @@ def tracked_run(mlflow: Any, context: dg.AssetExecutionContext) -> Iterator[dict
         mlflow.end_run(status)  # of the Dagster run
         raise
     mlflow.end_run()
+
+
+def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> None:
+    """End, as KILLED, the runs that are not ended though their Dagster run is: its process was killed."""
+    if not (running := _running(home)):
+        return
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    client = MlflowClient(tracking_uri(home))
+    for run_id in running:
+        run = client.get_run(run_id)
+        if parent := run.data.tags.get(MLFLOW_PARENT_RUN_ID):
+            run = client.get_run(parent)
+        if dagster_run_id := run.data.tags.get("dagster_run_id"):  # else it is somebody's own
+            made_by = instance.get_run_by_id(dagster_run_id)
+            if made_by is None or made_by.is_finished:
+                client.set_terminated(run_id, "KILLED")
+
+
+def _running(home: Path) -> list[str]:
+    """The runs that are not ended, without MLflow, whose import takes seconds."""
+    file = home / "mlflow.db"
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        try:
+            return [run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs WHERE status = 'RUNNING'")]
+        except sqlite3.Error:  # it is being made
+            return []
 
 
 def mark_served(home: Path, name: str, digest: str, folder: Path, figures: Mapping[str, Any] | None = None) -> None:

@@ -52,7 +52,7 @@ class MaterializationError(Exception):
 def materialize(load: Load, home: Path, name: str) -> None:
     """Materialize one asset. Raises `MaterializationError` where that fails."""
     instance = open_instance(home)
-    close_dead_runs(instance)
+    close_dead_runs(instance, home)
     with Steps(load, home, instance) as steps:
         steps.start((dg.AssetKey(name), None))
         ((_, outcome),) = steps.wait()
@@ -67,7 +67,7 @@ def materialize_stale(load: Load, home: Path, say: Say = print, dry_run: bool = 
     nothing is made. A `KeyboardInterrupt` ends what is being made within seconds.
     """
     instance = open_instance(home)
-    close_dead_runs(instance)
+    close_dead_runs(instance, home)
     with Steps(load, home, instance) as steps:
         defs = load()
         graph = defs.resolve_asset_graph()

@@ -26,6 +26,7 @@ import dagster as dg
 
 from khmer_assets.foundation.launcher import identity_of
 from khmer_assets.foundation.processes import how_it_ended
+from resources import tracking
 from resources.instance import open_instance, show_in_timeline
 from resources.staleness import Artifact, name_of
 from resources.storage import rows_told
@@ -155,13 +156,14 @@ class Steps:
             signal.signal(number, handler)
 
 
-def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs whose process was killed as canceled, and give back the pool slots that they held."""
+def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> None:
+    """Mark runs whose process was killed as canceled, also in MLflow, and give back the pool slots that they held."""
     unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     for run in instance.get_runs(dg.RunsFilter(statuses=unfinished)):
         process = run.tags.get(PROCESS_TAG)
         if process is not None and process != _identity(int(process.partition("-")[0])):
             _close(instance, run.run_id, instance.report_run_canceled, "the process of this run was ended")
+    tracking.close_dead_runs(instance, home)
 
 
 def _close(instance: dg.DagsterInstance, run_id: str, report: Callable[..., Any], message: str) -> None:

@@ -188,5 +188,5 @@ def test_a_run_whose_process_died_is_closed(factory):
     instance = open_instance(factory.home)
     job = factory.load().resolve_implicit_job_def_def_for_assets([dg.AssetKey("model")])
     begun = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: "0-0"})
-    close_dead_runs(instance)
+    close_dead_runs(instance, factory.home)
     assert instance.get_run_by_id(begun.run_id).status == dg.DagsterRunStatus.CANCELED
