@@ -130,7 +130,7 @@ def build_definitions(
     if recipe.adapters:
         deploy_adapter = deploy_adapter_job()
         jobs += [adapter_job(), deploy_adapter, retire_adapter_job([adapter.name for adapter in recipe.adapters])]
-        sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter))
+        sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter, on_release=True))
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],

@@ -129,6 +129,11 @@ class ModelServer(dg.ConfigurableResource[Any]):
             self._serve(state.former, kept_model(self._folder, state.former.digest), say, state.release.digest)
             return state.former.digest
 
+    def serves(self) -> bool:
+        """Whether a release is served, or will be as soon as its engines have started."""
+        state = self._state
+        return state.release is not None and not state.stopped
+
     def rolled_back(self) -> str | None:
         """The digest that a rollback has replaced, until another release is deployed."""
         return self._state.rolled_back
@@ -142,7 +147,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
         adapter = AdapterVersion(name=name, digest=digest, base=base)
         with self._locked(say):
             state = self._state
-            if state.release is None or state.stopped:
+            if state.release is None or not self.serves():
                 raise ModelServerError("no release is served that could take the adapter; `make run` serves one")
             if base != state.release.base:
                 raise ModelServerError(

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from khmer_assets.server.state import ModelVersion, ServerState
 from resources.model_server import ModelServer
 from resources.storage import FoldersIOManager
 from sensors.redeploy import keep_serving_sensor, redeploy_sensor
@@ -95,6 +96,32 @@ def test_a_refused_release_deploys_nothing(releases):
     releases.refused = True
     assert releases.materialize() is None
     assert releases.tick() == []
+
+
+def test_adapters_wait_for_a_release_and_are_then_all_deployed(tmp_path):
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["numbers", "dates"]))
+    def adapter_release(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        return dg.MaterializeResult(metadata={"digest": f"{context.partition_key}-{len(context.run_id)}"})
+
+    job = dg.define_asset_job("deploy_adapter", dg.AssetSelection.assets(adapter_release))
+    sensor = redeploy_sensor("redeploy_adapter", "adapter_release", job, on_release=True)
+    server = ModelServer(home=str(tmp_path), port=8000)
+    defs = dg.Definitions([adapter_release], jobs=[job], sensors=[sensor], resources={"model_server": server})
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick(cursor: str | None = None):
+            repository, resources = defs.get_repository_def(), {"model_server": server}
+            return sensor.evaluate_tick(
+                dg.build_sensor_context(instance, cursor=cursor, repository_def=repository, resources=resources)
+            )
+
+        for partition in ("numbers", "dates", "numbers"):
+            dg.materialize([adapter_release], instance=instance, partition_key=partition)
+        assert "no release is served yet" in tick().skip_message
+        ServerState(release=ModelVersion(digest="a" * 16, max_model_length=8)).write(tmp_path / "server")
+        found = tick()
+        assert sorted(request.partition_key for request in found.run_requests) == ["dates", "numbers"]
+        assert tick(found.cursor).skip_message == "no new adapter_release"
 
 
 def test_the_sensor_runs_without_being_switched_on(releases):
