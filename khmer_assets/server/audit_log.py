@@ -55,7 +55,7 @@ class Record:
     def __init__(self, log: "AuditLog", path: str, body: Body, key: str, request_id: str | None = None):
         now = datetime.now(UTC)
         self.log = log
-        self.id = secrets.token_hex(4)
+        self.id = secrets.token_hex(8)
         self.started = time.monotonic()
         self.first_byte: float | None = None
         kind = path.removeprefix("/v1/").strip("/").replace("/", "_")

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from khmer_assets.foundation.files import file_version
+from khmer_assets.server.state import ModelServerError
 
 PREFIX = "khmer"
 OWNER = "owner"  # the id of this machine's own key, `<home>/server/api_key`
@@ -55,8 +56,15 @@ class KeyFile:
         return key, text
 
     def all(self) -> list[Key]:
-        """All keys, the revoked ones too."""
-        return KEYS.validate_json(self._file.read_bytes()) if self._file.exists() else []
+        """All keys, the revoked ones too. Raises `ModelServerError` for a file that holds none."""
+        try:
+            return KEYS.validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (ValidationError, OSError) as error:
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            remedy = "bring it back from a copy, or move it away and create the keys anew"
+            raise ModelServerError(f"{self._file}: expected API keys, but cannot be read ({what}); {remedy}") from None
 
     def revoke(self, identity: str) -> Key:
         """End a key from now on. Raises `LookupError` when there is none of this id."""

@@ -87,7 +87,7 @@ def with_request_headers(app: ASGIApp) -> ASGIApp:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request.state.id or secrets.token_hex(4)
+                headers["x-request-id"] = request.state.id or secrets.token_hex(8)
                 if request.state.allowance is not None:
                     headers.update(request.state.allowance.headers())
             await send(message)
@@ -169,7 +169,7 @@ class Routes:
         elif not isinstance(error, Refused):
             log.error(json.dumps({"error": repr(error)}), exc_info=error)
             error = Refused(500, "the gateway failed; its log tells why")
-        request.state.id = request.state.id or secrets.token_hex(4)
+        request.state.id = request.state.id or secrets.token_hex(8)
         endpoint = request.url.path if request.url.path in BODIES else "other"
         key: Key | None = request.state.key
         self.door.metrics.refused(endpoint, error.status, key.tier if key else "")

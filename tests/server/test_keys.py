@@ -60,3 +60,10 @@ def test_the_commands_create_list_and_revoke(tmp_path, monkeypatch, capsys):
     key = KeyFile(tmp_path / "server").find(text)
     assert key is not None and key.revoked is not None
     assert run("revoke", "0")[0] == 2
+    for spoiled in ("[", '{"id": "1"}', '[{"id": "1"}]'):
+        (tmp_path / "server" / "keys.json").write_text(spoiled)
+        for words in (["list"], ["create", "ដារ៉ា"], ["revoke", key.id]):
+            status, told = run(*words)
+            (line,) = told.splitlines()
+            assert status == 2 and line.startswith(f"{tmp_path / 'server' / 'keys.json'}: expected API keys, but")
+        assert (tmp_path / "server" / "keys.json").read_text() == spoiled
