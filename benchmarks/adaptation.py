@@ -43,9 +43,9 @@ OTHER = {
     "other_khmer": [DATA / "udhr.km.txt"],
 }
 REPLAY = 0.15
-SEQUENCE, BATCH = 256, 2  # so short that a slow processor makes enough steps
+SEQUENCE, BATCH = 256, 4  # so few tokens a step that a slow processor makes enough steps
 LEARNING_RATE, WARMUP = 2e-4, 0.05
-CHARACTERS, OF_A_DOCUMENT = 12_000, 600  # held-out text that is scored
+CHARACTERS, OF_A_DOCUMENT = 8_000, 600  # held-out text that is scored
 
 
 def documents(files: list[str], language: str) -> pl.LazyFrame:
@@ -60,8 +60,8 @@ def documents(files: list[str], language: str) -> pl.LazyFrame:
             if (script_shares(text)[0] > 0.5) == (language == "khm"):
                 texts.add(text)
     hashes = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
-    digests = list(hashes.values())
-    frame = pl.LazyFrame({"id": digests, "text": list(hashes), "content_hash": digests})
+    of_text = list(hashes.values())
+    frame = pl.LazyFrame({"id": of_text, "text": list(hashes), "content_hash": of_text})
     return frame.with_columns(source=pl.lit(language), language=pl.lit(language))
 
 
@@ -96,12 +96,13 @@ def bits(model: Any, tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, f
 
 
 def held_out_texts(mixture: Path) -> dict[str, list[str]]:
-    """Texts of up to `OF_A_DOCUMENT` characters, `CHARACTERS` in all: held-out Khmer, and what is other."""
+    """Texts of up to `OF_A_DOCUMENT` characters, `CHARACTERS` in all: the mixture's held-out Khmer, and the others."""
     frame = pl.read_parquet(mixture / "data.parquet").filter(split="validation", language="khm")
     khmer = frame["text"].str.slice(0, OF_A_DOCUMENT).to_list()
     chosen = {"khmer": [text for place, text in enumerate(khmer) if sum(map(len, khmer[:place])) < CHARACTERS]}
     for name, files in OTHER.items():
-        whole = "\n\n".join(file.read_text() for file in files if file.exists())[:CHARACTERS]
+        whole = normalize("\n\n".join(file.read_text() for file in files if file.exists()), Normalization())[0]
+        whole = whole[:CHARACTERS]
         if whole:
             chosen[name] = [whole[at : at + OF_A_DOCUMENT] for at in range(0, len(whole), OF_A_DOCUMENT)]
     return chosen

@@ -46,7 +46,7 @@ class ContinuedOptimizer:
             {"params": [*self.others, *(old for _, old, _ in self.shared)], "of_learning_rate": 1.0},
             {"params": [new for _, _, new in self.shared], "of_learning_rate": settings.new_rows_rate},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.mean: dict[str, torch.Tensor] = {}
 
     def step(self, learning_rate: float) -> None:
