@@ -65,11 +65,10 @@ def documents(files: list[str], language: str) -> pl.LazyFrame:
     return frame.with_columns(source=pl.lit(language), language=pl.lit(language))
 
 
-def train(folder: Path, packed: Path, seconds: float, seed: int) -> tuple[Any, dict[str, float]]:
+def train(folder: Path, packed: Path, first_new: int, seconds: float, seed: int) -> tuple[Any, dict[str, float]]:
     """The model in `folder` after `seconds` of processor time, and what it did in them."""
     model = load_model(folder).train()
     sequences = packing.PackedSequences(packing.open_stream(packed), SEQUENCE, BATCH, seed)
-    first_new = json.loads((open_model.folder() / "config.json").read_text())["vocab_size"]
     optimizer = ContinuedOptimizer(model, Continued(), first_new, steps=1)
     started, step = time.process_time(), 0
     while (elapsed := time.process_time() - started) < seconds:
@@ -151,7 +150,7 @@ def main() -> None:
             packing.main(
                 packing.Spec(mixture=mixture, tokenizer=folder, context_length=SEQUENCE, seed=arguments.seed), packed
             )
-            model, did = train(folder, packed.output, arguments.seconds, arguments.seed)
+            model, did = train(folder, packed.output, figures["first_new_token"], arguments.seconds, arguments.seed)
             rows.append({"model": contender, "trained": True, **bits(model, tokenizer, held_out), **did})
             print(rows[-2:], flush=True)
     print(markdown_table(pl.DataFrame(rows)))

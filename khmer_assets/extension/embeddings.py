@@ -38,9 +38,10 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write the extended model with its tokenizer as a transformers folder; add its figures to `extension.json`.
 
     Measured are bits a character of the held-out text by language, of the base and of the extended model. Raises
-    `Refusal` when the tokenizer was not made of this base's.
+    `Refusal` when the tokenizer was not made of this base's, or transformers would not read text by it.
     """
     extend(spec.base, spec.tokenizer, run.output)
+    _refuse_other_ids(run.output, spec.mixture)
     figures = json.loads((spec.tokenizer / FIGURES).read_text())
     figures["rows"] = json.loads((run.output / "config.json").read_text())["vocab_size"]
     for name, folder in (("before", spec.base), ("after", run.output)):
@@ -53,6 +54,20 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
                 figures[f"{measure}_{language}_{name}"] = measures[measure]
     (run.output / FIGURES).write_text(json.dumps(figures, ensure_ascii=False, indent=1))
     return {key: value for key, value in figures.items() if not isinstance(value, list)}
+
+
+def _refuse_other_ids(folder: Path, mixture: Path) -> None:
+    """Beside a model's configuration, transformers may cut text by the pattern of its class instead of the file's."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    loaded, own = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for texts in held_out.validation_texts(mixture, max_documents=100).values():
+        if loaded(texts)["input_ids"] != [encoded.ids for encoded in own.encode_batch(texts)]:
+            raise Refusal(
+                f"transformers reads text with {type(loaded).__name__} in another way than its file says; "
+                "take a base of another architecture, or another version of transformers"
+            )
 
 
 def _quality(folder: Path, spec: Spec) -> dict[str, dict[str, float]]:

@@ -87,9 +87,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     name = use_khmer_pattern(content, spec.settings.pattern)
     sample = TrainingSample(spec.mixture, spec.settings.sample_characters)
     runs = Counter(found for text in sample for found in KHMER_RUN.findall(text))
-    run.log(f"learning {spec.settings.merges:,} merges from {sum(map(len, runs.elements())):,} Khmer characters")
+    characters = sum(len(found) * count for found, count in runs.items())
+    run.log(f"learning {spec.settings.merges:,} merges from {characters:,} Khmer characters")
+    first = next_id(content)
     before = len(content["model"]["vocab"])
-    characters = whole_characters(content)
+    of_characters = whole_characters(content)
     learned = learn(Tokenizer.from_str(json.dumps(content)), runs, spec.settings.merges)
     if len(learned) < spec.settings.merges:
         raise Refusal(
@@ -99,10 +101,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     append(content, learned)
     save(content, spec.base, run.output)
     figures = {
+        "first_new_token": first,
         "new_tokens": len(content["model"]["vocab"]) - before,
-        "merges_of_characters": characters,
+        "merges_of_characters": of_characters,
         "merges_learned": len(learned),
         "sampled_characters": sample.characters,
+        "khmer_characters": characters,
         "llama_cpp_pre_tokenizer": name,
         **compare(spec.base, run.output, spec.mixture),
     }
@@ -238,7 +242,7 @@ def append(content: dict[str, Any], merges: Iterable[tuple[str, str]]) -> None:
     """Append merges to a `tokenizer.json`, and what they make to its vocabulary under the next ids."""
     vocabulary, known = content["model"]["vocab"], content["model"]["merges"]
     joined = bool(known) and isinstance(known[0], str)
-    following = max(vocabulary.values()) + 1
+    following = next_id(content)
     for left, right in merges:
         known.append(f"{left} {right}" if joined else [left, right])
         if left + right not in vocabulary:
@@ -246,12 +250,17 @@ def append(content: dict[str, Any], merges: Iterable[tuple[str, str]]) -> None:
             following += 1
 
 
+def next_id(content: dict[str, Any]) -> int:
+    """The id after all that the vocabulary of a `tokenizer.json` has."""
+    return max(content["model"]["vocab"].values()) + 1
+
+
 def save(content: dict[str, Any], base: Path, target: Path) -> None:
     """Write a `tokenizer.json`, and beside it what else the base's tokenizer has.
 
     Its class becomes the general one, for those of single models cut text by a pattern of their own instead of the
     file's. For some models, Qwen 2 among them, transformers 5 takes that class whatever the configuration says, unless
-    it names code outside of transformers; so it names none, twice (the slow and the fast), which is never run.
+    it names code outside of transformers; so it names none, twice (the slow and the fast), and nothing is run.
     """
     (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     for name in COPIED:

@@ -1,6 +1,7 @@
 """The extended model is the base, bit for bit, with rows for the new tokens."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,16 @@ def test_rows_that_the_base_has_but_does_not_use_are_taken():
 def test_a_tokenizer_of_another_base_is_refused(tokenizer, model, tmp_path):
     with pytest.raises(Refusal, match=r"is no extension of that in .*; materialize both again"):
         embeddings.extend(model, tokenizer, tmp_path)
+
+
+def test_a_model_that_transformers_would_read_in_another_way_is_refused(base, tokenizer, mixture, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(tokenizer, plain)
+    file = plain / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "auto_map"}))
+    spec = embeddings.Spec(base=base, tokenizer=plain, mixture=mixture, max_documents=1)
+    with pytest.raises(Refusal, match="Qwen2Tokenizer in another way"):
+        embeddings.main(spec, PayloadRun(tmp_path))
 
 
 def test_a_base_without_safetensors_is_refused(base, tokenizer, tmp_path):
