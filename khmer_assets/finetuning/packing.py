@@ -1,9 +1,10 @@
-"""Examples of chats -> the rows that a model is given: several chats in a row, none of which sees another.
+"""Examples of chats -> the row that a model is given: several chats in a row, none of which sees another.
 
 Which tokens are learned does not belong here (`encoding.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from khmer_assets.finetuning.encoding import IGNORED, Example
 if TYPE_CHECKING:
     import torch
 
+OWN_ATTENTION = "chat_by_chat"
 TOLERANCE = 1e-3  # nats a token
 ROUNDED_TOLERANCE = 2e-2  # the same, where weights of 16 or 4 bits round each step of the way
 COMPARED_TOKENS = 256  # of each of two chats
@@ -28,56 +30,24 @@ def chats_of_epoch(chats: int, batch_size: int, seed: tuple[int, int]) -> np.nda
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """A step's examples, `size` at a time; those of similar length together, for they fill their rows best."""
+    """A step's examples, `size` at a time; those of similar length together, so that little of it is padding."""
     ordered = sorted(examples, key=lambda example: len(example.ids), reverse=True)
     return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
 
-def rows_of(lengths: Sequence[int]) -> list[list[int]]:
-    """Which examples stand in each row: as few rows as are easily found (first fit, the longest first), none longer
-    than the longest example, for attention costs a row's square.
+def packed(examples: Sequence[Example]) -> dict[str, "torch.Tensor"]:
+    """The model's arguments for examples that share one row, for a model that `keeps_apart`: input_ids, position_ids
+    and labels of shape (1, tokens).
 
-    >>> rows_of([10, 3, 4, 9, 2])
-    [[0], [3], [2, 1, 4]]
-    """
-    width = max(lengths)
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, left in enumerate(free) if left >= lengths[place]), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            free.append(width)
-        rows[row].append(place)
-        free[row] -= lengths[place]
-    return rows
-
-
-def packed(examples: Sequence[Example], pad: int) -> dict[str, "torch.Tensor"]:
-    """The model's arguments for examples that share rows: input_ids, position_ids and labels of shape (rows, width).
-
-    Positions start again with each example, and there is no attention mask: by this transformers keeps examples apart,
-    where `use_cache` is False. The first token of an example is never a label, for the one before it is another's.
+    Positions start again with each example. Its first token is never a label, for the one before it is another's.
     """
     import torch
 
-    rows = rows_of([len(example.ids) for example in examples])
-    width = max(len(example.ids) for example in examples)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), IGNORED)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
-    for number, row in enumerate(rows):
-        at = 0
-        for place in row:
-            example = examples[place]
-            end = at + len(example.ids)
-            ids[number, at:end] = torch.tensor(example.ids)
-            labels[number, at + 1 : end] = torch.tensor(example.labels[1:])
-            positions[number, at:end] = torch.arange(len(example.ids))
-            at = end
-        positions[number, at:] = torch.arange(width - at)
-    return {"input_ids": ids, "position_ids": positions, "labels": labels}
+    return {
+        "input_ids": torch.tensor([[identity for example in examples for identity in example.ids]]),
+        "position_ids": torch.tensor([[place for example in examples for place in range(len(example.ids))]]),
+        "labels": torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]]),
+    }
 
 
 def padded(examples: Sequence[Example], pad: int) -> dict[str, "torch.Tensor"]:
@@ -96,33 +66,86 @@ def padded(examples: Sequence[Example], pad: int) -> dict[str, "torch.Tensor"]:
     }
 
 
-def can_pack(model: Any, examples: Sequence[Example]) -> tuple[bool, float]:
-    """Whether the model keeps two real examples in one row apart, and by how much (nats a token) their mean losses
-    differ from those in rows of their own.
+@contextmanager
+def keeps_apart(model: Any, examples: Sequence[Example]) -> Iterator[float | None]:
+    """Within it, the examples of a `packed` row do not see each other: attention is computed chat by chat, which costs
+    less than a mask over the whole row. The weights are left as they are.
 
-    An architecture that takes no positions, or one whose layers look past their starting again, shows here.
+    Gives by how much (nats a token) the mean loss of two of the examples differs from the one in rows of their own.
+    Where that is more than rounding, or the architecture's attention has more to it (a sliding window, bounds), the
+    model is left as it was, and None is given.
     """
+    from transformers import AttentionInterface
+
+    before = model.config._attn_implementation
+    AttentionInterface.register(OWN_ATTENTION, _Attention())
+    try:
+        difference = _difference(model, before, examples)
+        yield difference
+    finally:
+        model.set_attn_implementation(before)
+
+
+class _Attention:
+    """Causal attention within each example of a row, for transformers' attention interface."""
+
+    def __init__(self) -> None:
+        self.positions: torch.Tensor | None = None
+        self.lengths: list[int] = []
+
+    def __call__(
+        self, module: Any, query: Any, key: Any, value: Any, attention_mask: None, **options: Any
+    ) -> tuple[Any, None]:
+        """Tensors of shape (1, heads, tokens, width)."""
+        import torch
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        for more in ("sliding_window", "softcap", "s_aux"):
+            if options.pop(more, None) is not None:
+                raise _NotSupported(more)
+        positions = options.pop("position_ids", None)
+        if positions is None:
+            raise _NotSupported("attention without positions")
+        if positions is not self.positions:  # once a row, not once a layer: on an accelerator it waits for all before
+            starts = (positions.flatten() == 0).nonzero().flatten().tolist()
+            self.positions, ends = positions, [*starts[1:], positions.numel()]
+            self.lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        if key.shape[2] != sum(self.lengths) or len(self.lengths) < 2:
+            return sdpa_attention_forward(module, query, key, value, None, **options)
+        parts = zip(*(tensor.split(self.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        found = [sdpa_attention_forward(module, *part, None, **options)[0] for part in parts]
+        return torch.cat(found, dim=1), None
+
+
+class _NotSupported(Exception):
+    """What this model's attention has that ours has not."""
+
+
+def _difference(model: Any, before: str, examples: Sequence[Example]) -> float | None:
     import torch
 
-    pair = [example.ids[:COMPARED_TOKENS] for example in examples[:2]]
+    pair = [Example(*(part[:COMPARED_TOKENS] for part in example)) for example in examples[:2]]
+    pair = [Example(example.ids, example.ids) for example in pair]
 
-    def logits(ids: list[int], **positions: Any) -> "torch.Tensor":
-        row = torch.tensor([ids], device=model.device)
-        return model(input_ids=row, **positions, use_cache=False).logits[0].float()
+    def losses(inputs: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        inputs = {name: part.to(model.device) for name, part in inputs.items()}
+        targets = inputs.pop("labels")[0, 1:]
+        logits = model(**inputs, use_cache=False).logits[0, :-1].float()
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     with torch.inference_mode():
-        positions = torch.tensor([[place for ids in pair for place in range(len(ids))]], device=model.device)
+        alone = [losses(packed([example])) for example in pair]
+        model.set_attn_implementation(OWN_ATTENTION)
         try:
-            together = logits([identity for ids in pair for identity in ids], position_ids=positions)
-        except TypeError:
-            return False, float("nan")
-        difference, at = 0.0, 0
-        for ids in pair:
-            targets = torch.tensor(ids[1:], device=model.device)
-            losses = [
-                float(torch.nn.functional.cross_entropy(found[: len(targets)], targets))
-                for found in (together[at:], logits(ids))
-            ]
-            difference, at = max(difference, abs(losses[0] - losses[1])), at + len(ids)
+            together = losses(packed(pair))
+        except (_NotSupported, TypeError):
+            model.set_attn_implementation(before)
+            return None
+        ends = [len(alone[0]), len(together) - len(alone[-1])]
+        parts = [together[: ends[0]], together[ends[1] :]]
+        difference = max(abs(float(a.mean() - b.mean())) for a, b in zip(alone, parts, strict=False))
     exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    return difference <= (TOLERANCE if exact else ROUNDED_TOLERANCE), difference
+    if difference > (TOLERANCE if exact else ROUNDED_TOLERANCE):
+        model.set_attn_implementation(before)
+        return None
+    return difference

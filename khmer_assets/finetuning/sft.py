@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,9 @@ from resources.payload import PayloadRun, Refusal
 class Finetuning(TrainingSettings, Lora):
     """A LoRA adapter and its training: `epochs` times all chats.
 
-    A step is `batch_size` chats, which share as few rows as they fit in. `micro_batch_size` is the number of chats in
-    memory at a time. `context_length` is in tokens, null for that of pretraining. A chat that is longer is set aside,
-    or truncated (it then has no end to learn).
+    A step is `batch_size` chats. `micro_batch_size` of them are in memory at a time; they share one row without seeing
+    each other, so that nothing is padding. `context_length` is in tokens, null for that of pretraining. A chat that is
+    longer is set aside, or truncated (it then has no end to learn).
     """
 
     context_length: Annotated[int, Field(ge=16)] | None = None
@@ -75,35 +76,36 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     base = lora.load_base(spec.base, settings.quantization, settings.precision)
     _require_own_tokenizer(base, examples, spec.base)
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    packs, difference = packing.can_pack(base, examples)
-    if not packs:
-        run.log(f"chats in one row would see each other ({difference:.4f} nats a token): each gets a row, padded")
-    collate = packing.packed if packs else packing.padded
     new_tokens = tokenizer.all_special_ids if lora.chat_marks_are_new(spec.base) else None
     model = lora.adapted(base, settings, new_tokens)
 
     steps_an_epoch = len(examples) // settings.batch_size
     schedule = Schedule(settings, steps=steps_an_epoch * settings.epochs)
 
-    def batch(step: int) -> list[dict[str, torch.Tensor]]:
+    def batch(step: int, packs: bool) -> list[dict[str, torch.Tensor]]:
         epoch, index = divmod(step, steps_an_epoch)
         chosen = packing.chats_of_epoch(len(examples), settings.batch_size, (spec.seed, epoch))[index]
         parts = packing.micro_batches([examples[i] for i in chosen], settings.micro_batch_size or settings.batch_size)
-        return [collate(part, pad) for part in parts]
+        return [packing.packed(part) if packs else packing.padded(part, pad) for part in parts]
 
     validation = encoded["validation"].examples[:VALIDATION_CHATS]
 
     def evaluate() -> float:
-        return answer_loss(model, validation, settings.precision, packs)
+        return answer_loss(model, validation, settings.precision)
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
     needed = _require_memory(model, examples, settings)
-    try:
-        result = train(model, batch, schedule, run, evaluate if validation else None)
-    except torch.OutOfMemoryError as error:
-        raise memory.too_large(str(error).split(". ")[0], settings) from None
+    with packing.keeps_apart(base, examples) as difference:
+        packs = difference is not None
+        run.log(
+            "chats share rows" if packs else "this architecture's attention cannot keep chats apart: they are padded"
+        )
+        try:
+            result = train(model, partial(batch, packs=packs), schedule, run, evaluate if validation else None)
+        except torch.OutOfMemoryError as error:
+            raise memory.too_large(str(error).split(". ")[0], settings) from None
     model.eval()
     model.save_pretrained(run.output)
     validation_loss, not_scored = measured(evaluate) if validation else (None, "there is no validation chat")
@@ -134,22 +136,17 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
 
 
-def answer_loss(model: Any, examples: Sequence[Example], precision: Precision, packs: bool = True) -> float:
+def answer_loss(model: Any, examples: Sequence[Example], precision: Precision) -> float:
     """The mean loss of what the assistant says in the examples, in nats a token of all answers together."""
     import torch
 
-    lengths = [len(example.ids) for example in examples]
-    rows = packing.rows_of(lengths) if packs else [[place] for place in range(len(examples))]
     nats, tokens = 0.0, 0
-    for row in rows:
-        inputs = {name: part.to(model.device) for name, part in packing.packed([examples[i] for i in row], 0).items()}
-        labels = inputs.pop("labels")[0, 1:]
-        [places] = (labels != IGNORED).nonzero(as_tuple=True)  # of 150,000 tokens, the logits of others fill the memory
-        if not packs:
-            del inputs["position_ids"]
+    for example in examples:
+        ids, labels = (torch.tensor(part, device=model.device) for part in example)
+        [places] = (labels[1:] != IGNORED).nonzero(as_tuple=True)  # of others, the logits would fill the memory
         with torch.inference_mode(), autocast(precision):
-            logits = model(**inputs, use_cache=False, logits_to_keep=places).logits[0]
-        nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places], reduction="sum"))
+            logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits[0]
+        nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places + 1], reduction="sum"))
         tokens += len(places)
     return nats / tokens
 

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.finetuning.encoding import IGNORED, Example
-from khmer_assets.finetuning.packing import can_pack, chats_of_epoch, micro_batches, packed, padded, rows_of
+from khmer_assets.finetuning.packing import chats_of_epoch, keeps_apart, micro_batches, packed, padded
 from khmer_assets.training.models import load_model
 from tests.tiny_model import save_tiny_model
-
-LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=7)
 
 
 def examples_of(lengths, seed=0):
@@ -26,27 +24,39 @@ def model(request, tmp_path_factory):
 
 
 @settings(max_examples=12, deadline=None)
-@given(lengths=LENGTHS)
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=7))
 def test_the_loss_is_that_of_chats_with_a_row_each(model, lengths):
     examples = examples_of(lengths)
     with torch.inference_mode():
-        together = model(**packed(examples, 0), use_cache=False).loss
         alone = model(**padded(examples, 0), use_cache=False).loss
+        with keeps_apart(model, examples) as difference:
+            assert difference is not None
+            together = model(**packed(examples), use_cache=False).loss
     assert float(together) == pytest.approx(float(alone), abs=1e-3)
 
 
-@given(lengths=LENGTHS)
-def test_every_token_is_in_one_row_at_its_own_place(lengths):
-    examples = examples_of(lengths)
-    inputs = packed(examples, 0)
-    assert sorted(place for row in rows_of(lengths) for place in row) == list(range(len(lengths)))
-    assert inputs["input_ids"].shape[1] == max(lengths)
-    assert sum(map(sum, (example.ids for example in examples))) == int(inputs["input_ids"].sum())
-    assert int((inputs["labels"] != IGNORED).sum()) == sum(lengths) - len(lengths)
+def test_the_gradients_are_those_of_chats_with_a_row_each(model):
+    examples = examples_of([12, 30, 7])
+    gradients = []
+    with keeps_apart(model, examples):
+        model(**packed(examples), use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    model(**padded(examples, 0), use_cache=False).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(parameter.grad, gradients[0][name], rtol=1e-3, atol=1e-5), name
+    model.zero_grad()
 
 
-def test_short_chats_fill_the_rows_of_long_ones():
-    assert rows_of([50, 10, 20, 20, 48]) == [[0], [4], [2, 3, 1]]
+def test_nothing_is_padding_and_a_chats_first_token_is_not_learned_from_the_chat_before():
+    examples = [Example([5, 6, 7], [5, 6, 7]), Example([8, 9], [8, 9])]
+    inputs = {name: part.tolist() for name, part in packed(examples).items()}
+    assert inputs == {
+        "input_ids": [[5, 6, 7, 8, 9]],
+        "position_ids": [[0, 1, 2, 0, 1]],
+        "labels": [[IGNORED, 6, 7, IGNORED, 9]],
+    }
 
 
 def test_a_step_is_cut_into_micro_batches_of_similar_length():
@@ -61,14 +71,15 @@ def test_every_epoch_has_each_chat_once_in_an_order_of_its_own():
     assert not np.array_equal(steps, chats_of_epoch(9, 4, (1, 1)))
 
 
-def test_a_model_that_looks_past_the_border_of_a_chat_is_found(model):
-    examples = examples_of([30, 20])
-    assert can_pack(model, examples)[0]
+def test_an_architecture_with_more_to_its_attention_is_left_as_it_was(tmp_path):
+    folder = save_tiny_model(tmp_path, use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention"] * 2)
+    model = load_model(folder).eval()
+    with keeps_apart(model, examples_of([30, 20])) as difference:
+        assert difference is None
+        assert model.config._attn_implementation == "sdpa"
 
-    class Leaks:
-        dtype, device = model.dtype, model.device
 
-        def __call__(self, input_ids, use_cache, position_ids=None):
-            return model(input_ids=input_ids, use_cache=use_cache)
-
-    assert not can_pack(Leaks(), examples)[0]
+def test_afterwards_the_model_has_its_own_attention(model):
+    with keeps_apart(model, examples_of([30])):
+        assert model.config._attn_implementation == "chat_by_chat"
+    assert model.config._attn_implementation == "sdpa"
