@@ -26,6 +26,9 @@ from khmer_assets.foundation.settings import digest_of
 from resources.payload import FIGURES, REFUSAL
 
 
+LAUNCH_VARIABLE = "KHMER_LAUNCH"
+
+
 class Compute(dg.ConfigurableResource):
     """This machine. Payloads work in `<home>/work`, one folder an artifact and spec, so that a killed one resumes.
 

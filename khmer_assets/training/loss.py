@@ -22,28 +22,26 @@ class TokenLoss(torch.nn.Module):
         super().__init__()
         self.model = model
         self.precision: Precision = precision
-        self._parts = _backbone_and_head(model)
+        self.backbone, self.head = _backbone_and_head(model)
 
     def forward(self, positions: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """`inputs` are the model's, of shape (rows, width); `positions` and `targets` are `label_tokens`'."""
         with autocast(self.precision):
-            if self._parts is None:
+            if self.head is None:
                 logits = self.model(**inputs, use_cache=False).logits
                 return _nats(logits.flatten(0, 1)[positions], targets)
-            backbone, head = self._parts
-            hidden = backbone(**inputs, use_cache=False)[0].flatten(0, 1)[positions]
+            hidden = self.backbone(**inputs, use_cache=False)[0].flatten(0, 1)[positions]
             size = held_out.positions_at_once(self.model.config.get_text_config().vocab_size)
             if len(targets) <= size:
-                return _nats(head(hidden), targets)
-
-            def part(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-                return _nats(head(hidden), targets)
-
+                return self._of_hidden(hidden, targets)
             losses = [
-                checkpoint(part, some, wanted, use_reentrant=False)
+                checkpoint(self._of_hidden, some, wanted, use_reentrant=False)
                 for some, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
             ]
             return torch.stack(losses).sum()
+
+    def _of_hidden(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return _nats(self.head(hidden), targets)
 
 
 def label_tokens(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,8 +56,8 @@ def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _backbone_and_head(model: Any) -> tuple[Any, Any] | None:
-    """The model's two parts; None when the one after the other is not the whole (some scale or bound the logits)."""
+def _backbone_and_head(model: Any) -> tuple[Any, Any]:
+    """The model's two parts; nothing when the one after the other is not the whole (some scale or bound the logits)."""
     try:
         backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
         head = model.get_output_embeddings()
@@ -71,5 +69,5 @@ def _backbone_and_head(model: Any) -> tuple[Any, Any] | None:
             parts = head(backbone(input_ids=ids, use_cache=False)[0])
         model.train(training)
     except (AttributeError, TypeError, KeyError):
-        return None
-    return (backbone, head) if torch.allclose(whole, parts, rtol=1e-3, atol=1e-4) else None
+        return None, None
+    return (backbone, head) if torch.allclose(whole, parts, rtol=1e-3, atol=1e-4) else (None, None)

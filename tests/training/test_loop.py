@@ -1,5 +1,7 @@
 """Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from khmer_assets.training import models as models
+from khmer_assets.training.engines import micro_batch_size
 from khmer_assets.training.loop import Schedule, train
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
@@ -39,8 +42,16 @@ def settings(request):
     )
 
 
-def learn(settings, tokenizer, work, steps, stop_after=None, dropout=0.0, change=lambda model: None):
-    """The loss curve of `steps` steps; `stop_after` kills the run in the middle of that step."""
+def learn(settings, tokenizer, work, steps, **how):
+    """The loss curve of `steps` steps."""
+    return [point["loss"] for point in trained(settings, tokenizer, work, steps, **how)[1].curve]
+
+
+def trained(
+    settings, tokenizer, work, steps, stop_after=None, dropout=0.0, change=lambda model: None, evaluate=None, **training
+):
+    """The model and the result of `steps` steps; `stop_after` kills the run in the middle of that step."""
+    training = SETTINGS.model_copy(update=training)
     model = new_model(settings.decoder, settings.context_length, tokenizer, seed=1)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -53,10 +64,10 @@ def learn(settings, tokenizer, work, steps, stop_after=None, dropout=0.0, change
         if step == stop_after:
             raise KeyboardInterrupt
         ids = torch.from_numpy(sequences.batch(step))
-        return [{"input_ids": ids, "labels": ids}]
+        return [{"input_ids": part, "labels": part} for part in torch.split(ids, micro_batch_size(training))]
 
-    schedule = Schedule(SETTINGS, steps=steps)
-    return [point["loss"] for point in train(model, batch, schedule, PayloadRun(work)).curve]
+    losses = partial(evaluate, model) if evaluate else None
+    return model, train(model, batch, Schedule(training, steps), PayloadRun(work), losses)
 
 
 def test_every_architecture_learns(settings, tokenizer, tmp_path):
@@ -91,8 +102,58 @@ def test_a_loss_that_is_no_number_is_refused_with_what_to_change(settings, token
         learn(settings, tokenizer, tmp_path, 5, change=broken)
 
 
-def test_the_learning_rate_rises_and_falls_to_zero():
-    schedule = Schedule(SETTINGS.model_copy(update={"learning_rate": 0.1, "warmup_ratio": 0.2}), steps=10)
-    assert schedule.learning_rate_at(0.1) == pytest.approx(0.05)
-    assert schedule.learning_rate_at(0.2) == pytest.approx(0.1)
-    assert schedule.learning_rate_at(1.0) == 0
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"gradient_checkpointing": True}])
+def test_what_saves_memory_changes_no_loss(changes, settings, tokenizer, tmp_path):
+    losses = learn(settings, tokenizer, tmp_path / "saving", 8, **changes)
+    assert losses == pytest.approx(learn(settings, tokenizer, tmp_path / "plain", 8), abs=1e-4)
+
+
+WORSE_AFTER_6 = {2: 5.0, 4: 4.0, 6: 3.0, 8: 3.5, 10: 3.4, 12: 3.3, 14: 2.0}
+
+
+@pytest.mark.parametrize("settings", ["qwen2"], indirect=True)
+@pytest.mark.parametrize("stop_after", [None, 9])
+def test_the_best_weights_are_kept_and_patience_has_an_end(settings, stop_after, tokenizer, tmp_path):
+    weights = {}
+
+    def evaluate(model):
+        assert not model.training
+        step = 2 + max([step for step in WORSE_AFTER_6 if step in weights], default=0)
+        weights[step] = {name: value.clone() for name, value in model.state_dict().items()}
+        return WORSE_AFTER_6[step]
+
+    how = {"evaluate": evaluate, "evaluate_every": 2, "patience": 3, "checkpoint_every": 100}
+    if stop_after:
+        with pytest.raises(KeyboardInterrupt):
+            trained(settings, tokenizer, tmp_path, 14, stop_after=stop_after, **how)
+    model, result = trained(settings, tokenizer, tmp_path, 14, **how)
+    assert result.best_step == 6 and len(result.curve) == 12
+    assert [point.get("validation_loss") for point in result.curve[1::2]] == list(WORSE_AFTER_6.values())[:6]
+    assert all(torch.equal(value, weights[6][name]) for name, value in model.state_dict().items())
+    assert [file.name for file in (tmp_path / "state").glob("best-*")] == ["best-6.pt"]
+
+
+@pytest.mark.parametrize("settings", ["llama"], indirect=True)
+def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path):
+    model, result = trained(settings, tokenizer, tmp_path, 6)
+    norms = [point["gradient_norm"] for point in result.curve]
+    assert result.figures["clipped"] == np.mean([norm > 1 for norm in norms[1:]])
+    state = {name: p.numel() for name, p in model.named_parameters()}
+    embeddings_and_vectors = sum(n for name, n in state.items() if "embed" in name or "norm" in name)
+    adamw_and_muon = 8 * embeddings_and_vectors + 4 * (sum(state.values()) - embeddings_and_vectors)
+    assert result.figures["optimizer_mb"] * 2**20 == pytest.approx(adamw_and_muon, rel=0.01)
+    assert result.figures["tokens_per_second"] > 0 and result.figures["training_memory_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        ("linear", {0.6: 0.05, 0.9: 0.0125, 1.0: 0}),
+        ("cosine", {0.6: 0.05, 0.9: 0.1 * (1 - np.cos(np.pi / 8)) / 2, 1.0: 0}),
+        ("constant_then_decay", {0.6: 0.1, 0.8: 0.1, 0.9: 0.05, 1.0: 0}),
+    ],
+)
+def test_after_the_warm_up_the_learning_rate_follows_its_schedule_to_zero(schedule, after):
+    settings = SETTINGS.model_copy(update={"learning_rate": 0.1, "warmup_ratio": 0.2, "schedule": schedule})
+    rates = {progress: Schedule(settings, steps=10).learning_rate_at(progress) for progress in (0.1, 0.2, *after)}
+    assert rates == pytest.approx({0.1: 0.05, 0.2: 0.1, **after})
