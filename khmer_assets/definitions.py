@@ -29,7 +29,7 @@ from khmer_assets.release.assets import release_assets
 from khmer_assets.release.deployment import model_server
 from khmer_assets.tokenizer.assets import tokenizer_assets
 from resources.batches import RAY_VARIABLE, Batches
-from resources.compute import Compute
+from resources.compute import LAUNCH_VARIABLE, Compute
 from resources.console_logger import terminal_logger
 from resources.instance import STEPS
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
@@ -138,7 +138,7 @@ def build_definitions(
         resources={
             "frames": FramesIOManager(**storage),
             "folders": FoldersIOManager(**storage),
-            "compute": Compute(home=str(state)),
+            "compute": Compute(home=str(state), launch=os.environ.get(LAUNCH_VARIABLE, "auto")),
             "batches": Batches(home=str(state), ray_address=os.environ.get(RAY_VARIABLE, "")),
             "mlflow": mlflow_tracking.configured(
                 {
