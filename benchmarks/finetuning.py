@@ -33,9 +33,9 @@ from khmer_assets.instructions.chats import chats_of
 
 CONTEXT = 1024  # TRL's default
 BATCH = 8  # chats; TRL's default
-CHATS_IN_A_ROW = 3  # of TRL's packing, about; its batches are counted in rows
+PACKED_ROWS = 3  # of 1,024 tokens: about so many chats fit in; TRL counts its batches in rows where it packs
 RANK, ALPHA, LEARNING_RATE = 16, 32, 2e-4
-HELD_OUT = 64
+HELD_OUT = 32
 OWN, PEER = "this project", "TRL"
 PEERS: dict[str, dict[str, Any]] = {
     PEER: {},
@@ -115,7 +115,7 @@ def train_own(work: Path, output: Path) -> float:
         seconds, result = clocked(lambda: train(*arguments))
         return result
 
-    loop.train = timed
+    loop.train = timed  # the payload looks it up when it runs; loading and encoding are not counted
     sft.main(spec, run)
     return seconds
 
@@ -140,7 +140,7 @@ def train_peer(work: Path, output: Path, **options: Any) -> float:
     tokenizer.chat_template = tokenizer.chat_template.replace(said, marked)
     assert "{% generation %}" in tokenizer.chat_template
     assert whole == tokenizer.apply_chat_template(chats[0], tokenize=False)
-    packing = {"per_device_train_batch_size": CHATS_IN_A_ROW} if options.get("packing") else {}
+    packing = {"per_device_train_batch_size": PACKED_ROWS} if options.get("packing") else {}
     trainer = SFTTrainer(
         model=str(work / "base"),
         args=SFTConfig(

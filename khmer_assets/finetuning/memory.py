@@ -55,9 +55,8 @@ def free_bytes(device: "torch.device") -> int:
     return int(psutil.virtual_memory().available)
 
 
-def too_large(needed: str, settings: Any) -> Refusal:
-    """The refusal of a batch that does not fit; `needed` says how that was found."""
-    in_memory = settings.micro_batch_size or settings.batch_size
+def too_large(needed: str, in_memory: int, settings: Any) -> Refusal:
+    """The refusal of a step with so many chats `in_memory`; `needed` says how it was found not to fit."""
     ways = []
     if in_memory > 1:
         ways.append(f"lower finetuning.micro_batch_size (chats in memory at a time, now {in_memory})")

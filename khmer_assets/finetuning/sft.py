@@ -34,6 +34,7 @@ class Finetuning(TrainingSettings, Lora):
     too_long: TooLong = "set aside"
 
 
+DISTRIBUTED = True
 VALIDATION_CHATS = 200  # that are scored
 
 
@@ -60,6 +61,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
+    from khmer_assets.training import engines
     from khmer_assets.training.loop import Schedule, loss_plot, train
 
     settings = spec.settings
@@ -82,10 +84,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     steps_an_epoch = len(examples) // settings.batch_size
     schedule = Schedule(settings, steps=steps_an_epoch * settings.epochs)
 
+    size = engines.micro_batch_size(settings)
+
     def batch(step: int, packs: bool) -> list[dict[str, torch.Tensor]]:
         epoch, index = divmod(step, steps_an_epoch)
         chosen = packing.chats_of_epoch(len(examples), settings.batch_size, (spec.seed, epoch))[index]
-        parts = packing.micro_batches([examples[i] for i in chosen], settings.micro_batch_size or settings.batch_size)
+        parts = packing.micro_batches([examples[i] for i in chosen], size)
         return [packing.packed(part) if packs else packing.padded(part, pad) for part in parts]
 
     validation = encoded["validation"].examples[:VALIDATION_CHATS]
@@ -96,7 +100,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
-    needed = _require_memory(model, examples, settings)
+    needed = _require_memory(model, examples, size, settings)
     with packing.keeps_apart(base, examples) as difference:
         packs = difference is not None
         run.log(
@@ -105,7 +109,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         try:
             result = train(model, partial(batch, packs=packs), schedule, run, evaluate if validation else None)
         except torch.OutOfMemoryError as error:
-            raise memory.too_large(str(error).split(". ")[0], settings) from None
+            raise memory.too_large(str(error).split(". ")[0], size, settings) from None
+    if not run.leads:
+        return {}
     model.eval()
     model.save_pretrained(run.output)
     validation_loss, not_scored = measured(evaluate) if validation else (None, "there is no validation chat")
@@ -116,6 +122,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "curve": result.curve,
         "best_step": result.best_step,
         "alarms": result.alarms,
+        "figures": result.figures,
         "validation_loss": validation_loss,
         "packed": packs,
         "chats": reports,
@@ -132,6 +139,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "loss_curve": plots.as_markdown(loss_plot(result.curve)),
         "chats_set_aside": sum(report["chats"] - report["trained"] for report in reports.values()),
         "least_memory_mb": round(needed / 1e6),
+        **result.figures,
         **told,
     }
 
@@ -179,16 +187,16 @@ def _require_own_tokenizer(base: Any, examples: Sequence[Example], folder: Path)
         )
 
 
-def _require_memory(model: Any, examples: Sequence[Example], settings: Finetuning) -> int:
+def _require_memory(model: Any, examples: Sequence[Example], size: int, settings: Finetuning) -> int:
     """The memory of the largest step, in bytes."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     longest = sorted((len(example.ids) for example in examples), reverse=True)
-    tokens = sum(longest[: settings.micro_batch_size or settings.batch_size])
+    tokens = sum(longest[:size])
     needed = memory.needed_bytes(model, tokens, settings.precision)
     free = memory.free_bytes(model.device)
     if needed > free:
         needs = f"it needs at least {needed / memory.GB:.1f} GB for {tokens:,} tokens"
-        raise memory.too_large(f"{needs}, and {free / memory.GB:.1f} GB are free", settings)
+        raise memory.too_large(f"{needs}, and {free / memory.GB:.1f} GB are free", size, settings)
     return needed
