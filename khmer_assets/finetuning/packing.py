@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from khmer_assets.finetuning.encoding import IGNORED, Example
+from khmer_assets.training.models import Precision, autocast
 
 if TYPE_CHECKING:
     import torch
 
 OWN_ATTENTION = "chat_by_chat"
 TOLERANCE = 1e-3  # nats a token
-ROUNDED_TOLERANCE = 2e-2  # the same, where weights of 16 or 4 bits round each step of the way
+ROUNDED_TOLERANCE = 2e-2  # the same, where bfloat16 rounds each step of the way
 COMPARED_TOKENS = 256  # of each of two chats
 
 
@@ -67,7 +68,7 @@ def padded(examples: Sequence[Example], pad: int) -> dict[str, "torch.Tensor"]:
 
 
 @contextmanager
-def keeps_apart(model: Any, examples: Sequence[Example]) -> Iterator[float | None]:
+def keeps_apart(model: Any, examples: Sequence[Example], precision: Precision) -> Iterator[float | None]:
     """Within it, the examples of a `packed` row do not see each other: attention is computed chat by chat, which costs
     less than a mask over the whole row. The weights are left as they are.
 
@@ -80,7 +81,7 @@ def keeps_apart(model: Any, examples: Sequence[Example]) -> Iterator[float | Non
     before = model.config._attn_implementation
     AttentionInterface.register(OWN_ATTENTION, _Attention())
     try:
-        difference = _difference(model, before, examples)
+        difference = _difference(model, before, examples, precision)
         yield difference
     finally:
         model.set_attn_implementation(before)
@@ -121,7 +122,7 @@ class _NotSupported(Exception):
     """What this model's attention has that ours has not."""
 
 
-def _difference(model: Any, before: str, examples: Sequence[Example]) -> float | None:
+def _difference(model: Any, before: str, examples: Sequence[Example], precision: Precision) -> float | None:
     import torch
 
     pair = [Example(*(part[:COMPARED_TOKENS] for part in example)) for example in examples[:2]]
@@ -133,7 +134,8 @@ def _difference(model: Any, before: str, examples: Sequence[Example]) -> float |
         logits = model(**inputs, use_cache=False).logits[0, :-1].float()
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(precision):
+        exact = not torch.is_autocast_enabled(model.device.type)
         alone = [losses(packed([example])) for example in pair]
         model.set_attn_implementation(OWN_ATTENTION)
         try:
@@ -144,7 +146,6 @@ def _difference(model: Any, before: str, examples: Sequence[Example]) -> float |
         ends = [len(alone[0]), len(together) - len(alone[-1])]
         parts = [together[: ends[0]], together[ends[1] :]]
         difference = max(abs(float(a.mean() - b.mean())) for a, b in zip(alone, parts, strict=False))
-    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     if difference > (TOLERANCE if exact else ROUNDED_TOLERANCE):
         model.set_attn_implementation(before)
         return None

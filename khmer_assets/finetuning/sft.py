@@ -101,7 +101,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
     needed = _require_memory(model, examples, size, settings)
-    with packing.keeps_apart(base, examples) as difference:
+    with packing.keeps_apart(base, examples, settings.precision) as difference:
         packs = difference is not None
         run.log(
             "chats share rows" if packs else "this architecture's attention cannot keep chats apart: they are padded"
@@ -195,6 +195,7 @@ def _require_memory(model: Any, examples: Sequence[Example], size: int, settings
     longest = sorted((len(example.ids) for example in examples), reverse=True)
     tokens = sum(longest[:size])
     needed = memory.needed_bytes(model, tokens, settings.precision)
+    model.eval()
     free = memory.free_bytes(model.device)
     if needed > free:
         needs = f"it needs at least {needed / memory.GB:.1f} GB for {tokens:,} tokens"

@@ -29,7 +29,7 @@ def test_the_loss_is_that_of_chats_with_a_row_each(model, lengths):
     examples = examples_of(lengths)
     with torch.inference_mode():
         alone = model(**padded(examples, 0), use_cache=False).loss
-        with keeps_apart(model, examples) as difference:
+        with keeps_apart(model, examples, "float32") as difference:
             assert difference is not None
             together = model(**packed(examples), use_cache=False).loss
     assert float(together) == pytest.approx(float(alone), abs=1e-3)
@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_chats_with_a_row_each(model, lengths):
 def test_the_gradients_are_those_of_chats_with_a_row_each(model):
     examples = examples_of([12, 30, 7])
     gradients = []
-    with keeps_apart(model, examples):
+    with keeps_apart(model, examples, "float32"):
         model(**packed(examples), use_cache=False).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
@@ -74,12 +74,12 @@ def test_every_epoch_has_each_chat_once_in_an_order_of_its_own():
 def test_an_architecture_with_more_to_its_attention_is_left_as_it_was(tmp_path):
     folder = save_tiny_model(tmp_path, use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention"] * 2)
     model = load_model(folder).eval()
-    with keeps_apart(model, examples_of([30, 20])) as difference:
+    with keeps_apart(model, examples_of([30, 20]), "float32") as difference:
         assert difference is None
         assert model.config._attn_implementation == "sdpa"
 
 
 def test_afterwards_the_model_has_its_own_attention(model):
-    with keeps_apart(model, examples_of([30])):
+    with keeps_apart(model, examples_of([30]), "float32"):
         assert model.config._attn_implementation == "chat_by_chat"
     assert model.config._attn_implementation == "sdpa"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from khmer_assets.finetuning import memory, sft
+from khmer_assets.finetuning import lora, memory, sft
 from khmer_assets.finetuning.encoding import encode_chats
 from khmer_assets.finetuning.sft import Finetuning
 from khmer_assets.training.models import load_model
@@ -128,6 +128,17 @@ def test_embeddings_and_head_can_be_trained_too(tied, chats, tmp_path):
     assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
     assert torch.equal(model.get_input_embeddings().weight, model.lm_head.weight) is tied
+
+
+@pytest.mark.parametrize("train_embeddings", [False, True])
+def test_an_open_base_is_held_in_bfloat16(train_embeddings, base, chats, tmp_path):
+    (base / "base.json").write_text('{"chat_marks_are_new": true}')
+    run = PayloadRun(tmp_path / "work")
+    spec = specified(base, chats, precision="bfloat16", train_embeddings=train_embeddings, epochs=2)
+    sft.main(spec, run)
+    assert lora.load_base(base, "none", "bfloat16").dtype == torch.bfloat16
+    assert lora.load_base(base, "none", "float32").dtype == torch.float32
+    assert json.loads((run.output / "training.json").read_text())["packed"]
 
 
 @pytest.mark.slow
