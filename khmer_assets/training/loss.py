@@ -22,7 +22,8 @@ class TokenLoss(torch.nn.Module):
         super().__init__()
         self.model = model
         self.precision: Precision = precision
-        self.backbone, self.head = _backbone_and_head(model)
+        with autocast(precision):
+            self.backbone, self.head = _backbone_and_head(model)
 
     def forward(self, positions: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """`inputs` are the model's, of shape (rows, width); `positions` and `targets` are `label_tokens`'."""
