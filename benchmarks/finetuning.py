@@ -33,6 +33,7 @@ from khmer_assets.instructions.chats import chats_of
 
 CONTEXT = 1024  # TRL's default
 BATCH = 8  # chats; TRL's default
+IN_MEMORY = 2  # chats at a time, here: the same step in less memory
 PACKED_ROWS = 3  # of 1,024 tokens: about so many chats fit in; TRL counts its batches in rows where it packs
 RANK, ALPHA, LEARNING_RATE = 16, 32, 2e-4
 HELD_OUT = 32
@@ -105,6 +106,7 @@ def train_own(work: Path, output: Path) -> float:
         learning_rate=LEARNING_RATE,
         warmup_ratio=0.0,
         batch_size=BATCH,
+        micro_batch_size=IN_MEMORY,
         epochs=1,
         checkpoint_every=1_000_000,
     )

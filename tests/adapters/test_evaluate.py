@@ -13,7 +13,15 @@ from resources.payload import PayloadRun, Refusal
 from tests.tiny_model import save_tiny_model
 
 SETTINGS = Finetuning(
-    rank=8, alpha=16, dropout=0, learning_rate=0.01, warmup_ratio=0, batch_size=4, epochs=8, checkpoint_every=100
+    rank=8,
+    alpha=16,
+    dropout=0,
+    learning_rate=0.01,
+    warmup_ratio=0,
+    batch_size=4,
+    epochs=8,
+    checkpoint_every=100,
+    precision="float32",
 )
 WAYS = ("តើមេឃពណ៌អ្វី?", "មេឃមានពណ៌អ្វី?", "ប្រាប់ខ្ញុំពីពណ៌មេឃ", "ពណ៌មេឃ?")
 
