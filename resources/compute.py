@@ -25,7 +25,6 @@ from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.settings import digest_of
 from resources.payload import FIGURES, REFUSAL
 
-
 LAUNCH_VARIABLE = "KHMER_LAUNCH"
 
 

@@ -40,6 +40,7 @@ class Engine:
     def __init__(self, model: Any, settings: TrainingSettings, optimizer: Stepper | None = None):
         self.model, self.settings = model, settings
         self.device = device()
+        _keep_trainable(model)
         self.loss: torch.nn.Module = TokenLoss(model, settings.precision)
         self.optimizer = optimizer
         self.prepare()
@@ -296,6 +297,19 @@ def engine(model: Any, settings: TrainingSettings, optimizer: Stepper | None = N
     if processes() > 1:
         kind = Together if settings.sharding == "none" else Sharded
     return kind(model, settings, optimizer)
+
+
+def _keep_trainable(model: torch.nn.Module) -> None:
+    """On processors, bitsandbytes packs weights of 4 bits anew when a model is first evaluated, into a form through
+    which no gradient flows: silently, all that is trained below such a layer would stand still."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            weight: Any = module.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
+                from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpacked
+
+                weight.data, weight.quant_state = unpacked(weight.data, weight.quant_state)
 
 
 def _none_of(labels: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

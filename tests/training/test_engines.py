@@ -15,10 +15,13 @@ import dagster as dg
 import psutil
 import pytest
 
+from khmer_assets.finetuning import lora
 from khmer_assets.foundation.home import PROJECT
+from khmer_assets.training.engines import Engine
 from khmer_assets.training.settings import TrainingSettings
 from resources.compute import Compute
 from resources.storage import FoldersIOManager, Store
+from tests.tiny_model import save_tiny_model
 from tests.training import tiny_training
 
 SETTINGS = TrainingSettings(
@@ -57,6 +60,32 @@ def losses(home: Path) -> list[float]:
 
 def sharded(**changes) -> TrainingSettings:
     return SETTINGS.model_copy(update={"sharding": "zero2", **changes})
+
+
+@pytest.mark.parametrize("evaluated", ["never", "before", "between"])
+def test_gradients_flow_through_a_base_of_4_bits_though_it_was_evaluated(evaluated, tmp_path):
+    import torch
+
+    folder = save_tiny_model(tmp_path, architecture="qwen2")
+    settings = lora.Lora(rank=4, alpha=8, dropout=0.0, quantization="nf4")
+    torch.manual_seed(1)
+    model = lora.adapted(lora.load_base(folder, "nf4", "float32"), settings, None)
+    ids = torch.arange(5, 45)[None]
+
+    def evaluate(when):
+        if when == evaluated:
+            with torch.no_grad():
+                model.eval()(input_ids=ids)
+            model.train()
+
+    evaluate("before")
+    engine = Engine(model, SETTINGS)
+    engine.update([{"input_ids": ids, "labels": ids}], 1e-3)
+    evaluate("between")
+    former = {name: p.detach().clone() for name, p in engine.trainable().items()}
+    engine.update([{"input_ids": ids, "labels": ids}], 1e-3)
+    assert len(former) == 2 * 2 * 7
+    assert not [name for name, p in engine.trainable().items() if torch.equal(p, former[name])]
 
 
 @pytest.mark.slow
