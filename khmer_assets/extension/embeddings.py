@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS_MULTIPLE = 128  # matrix kernels and tensor-parallel engines want the head's rows to be a multiple of it
+OLD_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 WINDOW = 512  # tokens that the models see at a time while they are measured
 
 
@@ -102,7 +103,7 @@ def extend(base: Path, tokenizer: Path, target: Path) -> None:
             rows = len(tensors[name])
         save_file(tensors, target / file.name, metadata)
     for other in base.iterdir():
-        if other.is_file() and other.suffix not in (".safetensors", ".txt") and not other.name.startswith("tokenizer"):
+        if other.is_file() and other.suffix != ".safetensors" and other.name not in OLD_TOKENIZER:
             shutil.copyfile(other, target / other.name)
     for other in tokenizer.iterdir():
         shutil.copyfile(other, target / other.name)

@@ -95,6 +95,18 @@ def test_what_belongs_to_the_base_stays_beside_it(base, extended):
     assert (extended / "generation_config.json").exists()
 
 
+def test_no_file_of_the_old_tokenizer_stays(base, tokenizer, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(base, old)
+    for name in ("merges.txt", "vocab.json", "LICENSE.txt"):
+        (old / name).touch()
+    (tmp_path / "new").mkdir()
+    embeddings.extend(old, tokenizer, tmp_path / "new")
+    names = {file.name for file in (tmp_path / "new").iterdir()}
+    assert "LICENSE.txt" in names
+    assert not names & {"merges.txt", "vocab.json"}
+
+
 def test_weights_in_several_files_are_extended_where_they_are(base, tokenizer, tmp_path):
     sharded = tmp_path / "sharded"
     load_model(base).save_pretrained(sharded, max_shard_size="100KB")
