@@ -118,7 +118,7 @@ def adapter(base: Path, quantization: Any) -> dict[str, float]:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine = Engine(model.train(), settings())
     batches = [packing.packed([Example(ids, ids) for ids in step]) for step in chats()]
-    with packing.keeps_apart(model.get_base_model(), [Example(ids, ids) for ids in chats()[0]]):
+    with packing.keeps_apart(model.get_base_model(), [Example(ids, ids) for ids in chats()[0]], "auto"):
         seconds = timed(lambda step: engine.update([batches[step]], 1e-4))
     return _figures(model, COUNTED * sum(CHAT_LENGTHS), seconds, sum(CHAT_LENGTHS) // len(CHAT_LENGTHS))
 
@@ -134,7 +134,7 @@ def peer(base: Path, quantization: str) -> dict[str, float]:
                                    bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
     moments: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         def on_step_end(self, *arguments: Any, **others: Any) -> None:
             _wait()
             moments.append(time.monotonic())

@@ -36,8 +36,6 @@ class Lora(Settings):
 
 def chat_marks_are_new(base: Path) -> bool:
     """Whether the model has never seen the marks of a chat: it was pretrained here, or the marks were added to it."""
-    if (base / "merge.json").exists():  # finetuned already
-        return False
     return bool(base_record(base).get("chat_marks_are_new", True))
 
 

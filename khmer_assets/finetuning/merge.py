@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 
 from khmer_assets.finetuning import lora
-from khmer_assets.training.models import device, load_model
+from khmer_assets.training.models import BASE_RECORD, device, load_model
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     merged.to(torch.bfloat16).save_pretrained(run.output)
     tokenizer.save_pretrained(run.output)
     record = lora.base_record(spec.base) | {"chat_marks_are_new": False}
-    (run.output / lora.BASE_RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1))
+    (run.output / BASE_RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1))
     saved = load_model(run.output, torch.bfloat16).to(device()).eval()
     rounded, weights = merged.state_dict(), saved.state_dict()
     exact = weights.keys() == rounded.keys() and all(torch.equal(weights[name], rounded[name]) for name in rounded)

@@ -302,6 +302,7 @@ def engine(model: Any, settings: TrainingSettings, optimizer: Stepper | None = N
 def _keep_trainable(model: torch.nn.Module) -> None:
     """On processors, bitsandbytes packs weights of 4 bits anew when a model is first evaluated, into a form through
     which no gradient flows: silently, all that is trained below such a layer would stand still."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
