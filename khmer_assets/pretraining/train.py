@@ -70,6 +70,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     )
     parameters = sum(p.numel() for p in model.parameters())
     run.log(f"{model.config.model_type}: {parameters:,} parameters, {sequences.sequences:,} sequences")
+    if settings.evaluate_every and not held_out.validation_texts(spec.mixture, 1):
+        raise Refusal(
+            f"evaluate_every is {settings.evaluate_every} and the mixture has no validation text; raise "
+            "mixture.validation_ratio, or set evaluate_every to null"
+        )
     run.parameters(**settings.model_dump(exclude={"decoder"}), parameters=parameters, seed=spec.seed)
 
     size = engines.micro_batch_size(settings)

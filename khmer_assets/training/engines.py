@@ -292,8 +292,6 @@ class Sharded(Together):
 def engine(model: Any, settings: TrainingSettings, optimizer: Stepper | None = None) -> Engine:
     """The engine for the settings and the processes that are there."""
     kind: Callable[..., Engine] = Engine
-    if settings.sharding == "zero3":
-        raise Refusal("sharding: zero3 is not made yet; set zero2, and lower micro_batch_size where memory is short")
     if processes() > 1:
         kind = Together if settings.sharding == "none" else Sharded
     return kind(model, settings, optimizer)
@@ -306,7 +304,7 @@ def _keep_trainable(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-            weight: Any = module.weight
+            weight = module.weight
             if getattr(weight.quant_state, "packing_format_for_cpu", False):
                 from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpacked
 
