@@ -178,7 +178,8 @@ def serving(base: Path) -> dict[str, float]:
     if done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
         return {}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    # it logs after what it has to say, on the same stream
+    return dict(json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1]))
 
 
 CONTENDERS: dict[str, Callable[[Path], dict[str, float]]] = {

@@ -1,5 +1,6 @@
 """What all training and measuring needs of a model: loading it, device and precision, the token that ends a text."""
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,10 +24,11 @@ def load_model(folder: str | Path, dtype: "torch.dtype | None" = None) -> Any:
 
 
 def device() -> "torch.device":
-    """The accelerator where there is one, else the processor."""
+    """The accelerator where there is one, else the processor. Of processes that train together, each has its own."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def autocast(precision: Precision) -> AbstractContextManager[Any]:
