@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationInfo
 
 from khmer_assets.foundation.files import link_file
 from khmer_assets.foundation.settings import Settings, folder_of_file
-from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, TURN_END, TURN_START
+from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, OF_NO_CODE, TURN_END, TURN_START
 from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
 
@@ -136,7 +136,7 @@ def _read_config(folder: Path, named: str) -> dict[str, Any]:
         custom = [
             file.name
             for file in (folder / "config.json", folder / "tokenizer_config.json")
-            if file.exists() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+            if file.exists() and json.loads(file.read_text()).get("auto_map", OF_NO_CODE) != OF_NO_CODE
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"base.model: {named} has no config.json that names a model_type: {error!r:.200}") from None

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, TrainingSample, texts_of
+from khmer_assets.tokenizer.chat_template import OF_NO_CODE
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
@@ -259,8 +260,7 @@ def save(content: dict[str, Any], base: Path, target: Path) -> None:
     """Write a `tokenizer.json`, and beside it what else the base's tokenizer has.
 
     Its class becomes the general one, for those of single models cut text by a pattern of their own instead of the
-    file's. For some models, Qwen 2 among them, transformers 5 takes that class whatever the configuration says, unless
-    it names code outside of transformers; so it names none, twice (the slow and the fast), and nothing is run.
+    file's.
     """
     (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     for name in COPIED:
@@ -268,7 +268,7 @@ def save(content: dict[str, Any], base: Path, target: Path) -> None:
             shutil.copyfile(base / name, target / name)
     file = base / "tokenizer_config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["", ""]}}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": OF_NO_CODE}
     (target / file.name).write_text(json.dumps(config, indent=1))
 
 

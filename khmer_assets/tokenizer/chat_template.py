@@ -17,6 +17,11 @@ CHAT_TEMPLATE = (
 )
 
 
+# For models of some types, Qwen 2 among them, transformers 5 cuts text by that type's pattern whatever tokenizer.json
+# says, unless the tokenizer names code outside of transformers: so it names none, twice (the slow and the fast).
+OF_NO_CODE = {"AutoTokenizer": ["", ""]}
+
+
 def wrap(tokenizer: "Tokenizer") -> Any:
     """The tokenizer as transformers, vLLM and llama.cpp expect it, with the chat template."""
     from transformers import PreTrainedTokenizerFast
@@ -27,4 +32,5 @@ def wrap(tokenizer: "Tokenizer") -> Any:
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
+        auto_map=OF_NO_CODE,
     )

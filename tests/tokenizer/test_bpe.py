@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, TrainingSample, train_bpe
 from khmer_assets.tokenizer.chat_template import SPECIAL_TOKENS
+from tests.tiny_model import ENGLISH_TEXTS, KHMER_TEXTS, save_tiny_model
 
 SENTENCES = [
     "ខ្ញុំរៀនភាសាខ្មែរនៅសាលា។",
@@ -70,3 +72,12 @@ def test_a_mixture_is_read_without_having_it_in_memory(tmp_path):
     characters, megabytes = map(int, done.stdout.split())
     assert characters > 75_000 * 1_000
     assert megabytes < 180
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gpt2"])
+def test_every_architecture_is_read_with_the_projects_own_pattern(tmp_path, architecture):
+    """transformers has classes of its own for some, which cut text by another pattern than the file's."""
+    own = train_bpe((*KHMER_TEXTS, *ENGLISH_TEXTS), 512)
+    read = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path, architecture=architecture))
+    for text in (*KHMER_TEXTS, *ENGLISH_TEXTS):
+        assert read(text)["input_ids"] == own.encode(text).ids
