@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print a line for each training, and what is left out of the graph."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which tells of kernels that no plan needs
     from khmer_assets.training.estimate import measured_flops
     from khmer_assets.training.hardware import PEAK_TFLOPS, peak_flops
 
@@ -52,16 +54,22 @@ def main(arguments: argparse.Namespace) -> int:
                 "tokens": f"{found.tokens / 1e6:,.1f} M",
                 "memory": f"{found.memory / 1e9:,.1f} GB",
                 "disk": f"{found.disk / 1e9:,.2f} GB",
-                **{f"hours on {where}": f"{found.hours(rate):,.2f}" for where, rate in rates.items()},
+                **{f"time on {where}": _duration(found.hours(rate)) for where, rate in rates.items()},
             }
         )
     print(f"{recipe.name}: {', '.join(recipe.variants)} are made, {recipe.release.variant} is released")
     for variant, reason in recipe.left_out.items():
         print(f"  left out: {variant}, for {reason}")
     print(f"\n{markdown_table(pl.DataFrame(rows))}\n")
-    print("Memory is that of one process that holds all; tokens and hours are the most that it can be, as if each")
+    print("Memory is that of one process that holds all; tokens and times are the most that it can be, as if each")
     print(f"sequence filled its context. {shutil.disk_usage(home().parent).free / 1e9:,.0f} GB of disk are free here.")
     return 0
+
+
+def _duration(hours: float) -> str:
+    if hours > 72:
+        return f"{hours / 24:,.0f} days"
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
 
 
 def _estimates(recipe: Recipe) -> dict[str, Any]:

@@ -39,6 +39,7 @@ PRE_TOKENIZERS = {
     LLAMA3_PATTERN: "llama-bpe",
     GPT2_PATTERN: "gpt-2",
 }
+SMOLLM = "smollm"  # GPT-2's, after each digit was parted
 
 
 class Spec(CalibrationSpec):
@@ -236,14 +237,17 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
     normalizer = tokenizer["normalizer"]
     if normalizer and normalizer["type"] != "NFC":  # the texts of this project are in NFC already
         raise Refusal(f"llama.cpp does not normalize text, but the tokenizer does: {normalizer}")
+    if steps[0] == {"type": "Digits", "individual_digits": True} and len(steps) == 2 and byte_level["use_regex"]:
+        return SMOLLM
     if len(steps) == 1 and byte_level["use_regex"]:
         return PRE_TOKENIZERS[GPT2_PATTERN]
     split = steps[0]
     pattern = split.get("pattern", {}).get("Regex")
     if len(steps) != 2 or split.get("behavior") != "Isolated" or split["invert"] or pattern not in PRE_TOKENIZERS:
         raise Refusal(
-            f"llama.cpp has no pre-tokenizer like {pre}; it knows {', '.join(PRE_TOKENIZERS.values())}. "
-            f"Train the tokenizer with this project, whose pattern is {PRE_TOKENIZERS[KHMER_PATTERN]}"
+            f"llama.cpp has no pre-tokenizer like {pre}; it knows {', '.join(PRE_TOKENIZERS.values())}, {SMOLLM}. "
+            f"Set extension.pattern to llama_cpp, or train a tokenizer with this project, whose pattern is "
+            f"{PRE_TOKENIZERS[KHMER_PATTERN]}"
         )
     return PRE_TOKENIZERS[pattern]
 

@@ -10,6 +10,7 @@ import dagster as dg
 from khmer_assets.finetuning import merge, runs, sft
 from khmer_assets.finetuning.runs import FinetuningRuns
 from khmer_assets.foundation.settings import code_version
+from khmer_assets.training.alarms import alarmed
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 from resources.tracking import tracked_run
@@ -51,6 +52,11 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
         with tracked_run(mlflow, context) as env:
             yield from compute.materialize(context, sft.__name__, spec, env)
 
+    @dg.asset_check(asset="sft_adapter", partitions_def=partitions)
+    def training_raised_no_alarm(sft_adapter: Path) -> dg.AssetCheckResult:
+        """Nothing in the training's course needs to be looked at (`khmer_assets/training/alarms.py`)."""
+        return dg.AssetCheckResult(severity=dg.AssetCheckSeverity.WARN, **alarmed(sft_adapter))
+
     @dg.asset(**common, code_version="1")
     def best_adapter(
         context: dg.AssetExecutionContext, compute: Compute, sft_adapter: dict[str, Path]
@@ -81,4 +87,10 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
         figures = json.loads((merged_model / "merge.json").read_text())
         return dg.AssetCheckResult(passed=bool(figures["equal"]), metadata=figures)
 
-    return [sft_adapter, *([best_adapter] if settings.runs else []), merged_model, merge_is_lossless]
+    return [
+        sft_adapter,
+        training_raised_no_alarm,
+        *([best_adapter] if settings.runs else []),
+        merged_model,
+        merge_is_lossless,
+    ]

@@ -11,6 +11,7 @@ import dagster as dg
 from khmer_assets.foundation.settings import code_version
 from khmer_assets.pretraining import packing, train
 from khmer_assets.pretraining.train import Pretraining
+from khmer_assets.training.alarms import alarmed
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 from resources.tracking import tracked_run
@@ -94,10 +95,15 @@ def pretraining_assets(
 
         return training_converged
 
+    @dg.asset_check(asset="base_checkpoint")
+    def training_raised_no_alarm(base_checkpoint: Path) -> dg.AssetCheckResult:
+        """Nothing in the training's course needs to be looked at (`khmer_assets/training/alarms.py`)."""
+        return dg.AssetCheckResult(severity=dg.AssetCheckSeverity.WARN, **alarmed(base_checkpoint))
+
     whole = settings.model_copy(update={"pilot": None})
     if settings.pilot is None:
         trained = checkpoint("base_checkpoint", whole, [])
-        return [packed_dataset, trained, converged("training_converged", "base_checkpoint")]
+        return [packed_dataset, trained, converged("training_converged", "base_checkpoint"), training_raised_no_alarm]
     pilot = whole.model_copy(update={"steps": max(1, math.ceil(settings.pilot * settings.steps))})
     return [
         packed_dataset,
@@ -105,6 +111,7 @@ def pretraining_assets(
         converged("pilot_converged", "pilot_checkpoint"),
         checkpoint("base_checkpoint", whole, ["pilot_checkpoint"]),
         converged("training_converged", "base_checkpoint"),
+        training_raised_no_alarm,
     ]
 
 

@@ -3,8 +3,11 @@
 A curve has a point a step, as `loop.TrainingResult` says.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from khmer_assets.training.settings import TrainingSettings
 
@@ -67,3 +70,9 @@ def alarms(curve: Curve, settings: TrainingSettings, clipping_matters: bool) -> 
             f"lower learning_rate ({settings.learning_rate}) or raise it"
         )
     return found
+
+
+def alarmed(folder: Path) -> dict[str, Any]:
+    """The fields of a check on a training's folder: whether its `training.json` has no alarm, and what they say."""
+    found: dict[str, str] = json.loads((folder / "training.json").read_text()).get("alarms", {})
+    return {"passed": not found, "description": "; ".join(found.values()) or None, "metadata": dict(found)}

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import open_model
 from khmer_assets.compression import gguf
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
-from tests.tiny_model import KHMER_TEXTS, save_tiny_model
+from tests.tiny_model import ENGLISH_TEXTS, KHMER_TEXTS, save_tiny_model
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -153,6 +154,19 @@ def test_the_pattern_names_the_pre_tokenizer(pattern, name):
 def test_gpt2s_own_pre_tokenizer_is_known():
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     assert gguf.pre_tokenizer_name(content_of(pre_tokenizer=byte_level)) == "gpt-2"
+
+
+@pytest.mark.slow
+def test_a_real_open_model_gets_the_same_ids_everywhere(tmp_path):
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
+    folder = open_model.folder()
+    assert gguf.pre_tokenizer_name(json.loads((folder / "tokenizer.json").read_text())) == "smollm"
+    gguf.write_float16(folder, tmp_path / "float16.gguf")
+    tokenizer, llama = AutoTokenizer.from_pretrained(folder), Llama(str(tmp_path / "float16.gguf"), vocab_only=True)
+    for text in (*KHMER_TEXTS, *ENGLISH_TEXTS, "In 2026 there were 1,234 of them.", "def f(x):\n    return x + 10\n"):
+        assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize(
