@@ -71,8 +71,8 @@ def test_a_model_that_could_not_be_scored_is_kept_and_says_why(tmp_path):
     assert training["quality"] == {} and "memory" in training["not_scored"]
 
     parts = assets_by_stage(Recipe.load(SAMPLE_RECIPE))["pretraining"]
-    (check,) = [part for part in parts if isinstance(part, dg.AssetChecksDefinition)]
+    checks = {part.check_key.name: part for part in parts if isinstance(part, dg.AssetChecksDefinition)}
     training["curve"] = [{"loss": 2.0}, {"loss": 1.0}]
     (output / "training.json").write_text(json.dumps(training))
-    verdict = check(output)
+    verdict = checks["training_converged"](output)
     assert not verdict.passed and verdict.severity == dg.AssetCheckSeverity.WARN and "memory" in verdict.description

@@ -19,7 +19,7 @@ SOURCE = {"name": "village_news", "kind": "files", "language": "khm", "license":
 
 @pytest.fixture
 def spec(model) -> bundle.Spec:
-    recipe = Recipe.load(SAMPLE_RECIPE).model_dump(mode="json", exclude={"catalogue"})
+    recipe = Recipe.load(SAMPLE_RECIPE).model_dump(mode="json", exclude={"catalogue"}) | {"context_length": 256}
     return bundle.Spec(model=model, variant="merged", recipe=recipe, sources=[SOURCE])
 
 
