@@ -235,7 +235,8 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
     if model != "BPE" or byte_level.get("type") != "ByteLevel" or byte_level["add_prefix_space"]:
         raise Refusal(f"GGUF needs a byte-level BPE tokenizer without a prefix space, this one is {model} with {pre}")
     normalizer = tokenizer["normalizer"]
-    if normalizer and normalizer["type"] != "NFC":  # the texts of this project are in NFC already
+    # the texts of this project are in NFC already
+    if normalizer and normalizer.get("normalizers") != [] and normalizer["type"] != "NFC":
         raise Refusal(f"llama.cpp does not normalize text, but the tokenizer does: {normalizer}")
     if steps[0] == {"type": "Digits", "individual_digits": True} and len(steps) == 2 and byte_level["use_regex"]:
         return SMOLLM
