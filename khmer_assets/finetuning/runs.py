@@ -46,8 +46,8 @@ class Spec(BaseModel):
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write the adapter with the lowest validation loss, and `runs.json` with the figures of all runs."""
     trainings = {name: json.loads((folder / "training.json").read_text()) for name, folder in spec.adapters.items()}
-    losses = {name: float(training["validation_loss"]) for name, training in trainings.items()}
-    scored = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+    losses = {name: training["validation_loss"] for name, training in trainings.items()}  # None: not scored
+    scored = {name: float(loss) for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if not scored:
         raise Refusal("no run has a validation loss to choose by; raise instructions.split.validation")
     best = min(scored, key=scored.__getitem__)

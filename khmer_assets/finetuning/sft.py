@@ -122,7 +122,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "curve": result.curve,
         "best_step": result.best_step,
         "alarms": result.alarms,
-        "figures": result.figures,
         "validation_loss": validation_loss,
         "packed": packs,
         "chats": reports,

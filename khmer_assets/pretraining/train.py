@@ -110,7 +110,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "curve": result.curve,
         "best_step": result.best_step,
         "alarms": result.alarms,
-        "figures": result.figures,
         "quality": scored or {},
     }
     (run.output / "training.json").write_text(json.dumps(training | ({"not_scored": not_scored} if not_scored else {})))

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from khmer_assets.definitions import assets_by_stage
+from khmer_assets.foundation.files import digest_of_folder
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.pretraining import packing, train
 from khmer_assets.pretraining.decoder import Decoder
@@ -76,3 +77,17 @@ def test_a_model_that_could_not_be_scored_is_kept_and_says_why(tmp_path):
     (output / "training.json").write_text(json.dumps(training))
     verdict = checks["training_converged"](output)
     assert not verdict.passed and verdict.severity == dg.AssetCheckSeverity.WARN and "memory" in verdict.description
+
+
+def test_the_same_training_writes_the_same_files(tmp_path):
+    tokenizer, mixture = save_tiny_model(tmp_path / "tokenizer"), save_tiny_mixture(tmp_path / "mixture")
+    packed = PayloadRun(tmp_path / "packed")
+    packing.main(packing.Spec(mixture=mixture, tokenizer=tokenizer, context_length=64, seed=1), packed)
+    spec = train.Spec(packed=packed.output, tokenizer=tokenizer, mixture=mixture, settings=SETTINGS, seed=1,
+                      max_documents=10)  # fmt: skip
+    digests = set()
+    for name in ("first", "second"):
+        run = PayloadRun(tmp_path / name)
+        train.main(spec, run)
+        digests.add(digest_of_folder(run.output))
+    assert len(digests) == 1
