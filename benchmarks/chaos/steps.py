@@ -58,6 +58,9 @@ class Step:
         """What it is called with."""
         raise NotImplementedError
 
+    def finished(self) -> None:
+        """A run has come to its end: what it told of itself is not of the next one."""
+
     def run_again(self, found: Kill) -> float:
         """Run the step to its end; the seconds that it took."""
         started = time.monotonic()
@@ -99,6 +102,7 @@ class Step:
                     break
             process.join(GIVEN_UP_AFTER)  # it was faster this time
             self.number += 1
+            self.finished()
         found = Kill(self.name, "payload" if victim in payloads else "step")
         self.check(found)
         found.recovered = self.run_again(found)
@@ -205,8 +209,11 @@ class Training(Step):
         again = self._steps()[len(done) :]
         if unfinished and done and again:
             found.lost_steps = max(0, done[-1] - again[0] + 1)
-        (self.work / PROGRESS).unlink(missing_ok=True)
+        self.finished()
         return seconds
+
+    def finished(self) -> None:
+        (self.work / PROGRESS).unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
         file = self.work / PROGRESS
