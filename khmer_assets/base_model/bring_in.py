@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationInfo
 from khmer_assets.foundation.files import link_file
 from khmer_assets.foundation.settings import Settings, folder_of_file
 from khmer_assets.tokenizer.chat_template import CHAT_TEMPLATE, OF_NO_CODE, TURN_END, TURN_START
-from khmer_assets.training.models import BASE_RECORD
+from khmer_assets.training.models import BASE_RECORD, saved_parameters
 from resources.payload import PayloadRun, Refusal
 
 UNKNOWN_LICENSE = "unknown"
@@ -84,7 +84,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "revision": commit or "",
         "license": license_of(folder),
         "architecture": config["model_type"],
-        "parameters": sum(size for _, size in _tensors(run.output)),
+        "parameters": saved_parameters(run.output),
         "vocabulary": len(tokenizer),
         "chat_marks_are_new": bool(new_marks),
     }
@@ -203,19 +203,6 @@ def _give_rows_to_marks(folder: Path, tokens: int, rows: int) -> None:
             table.weight[known:tokens] = table.weight[:known].float().mean(0).to(table.weight.dtype)
     (folder / "config.json").unlink()
     model.save_pretrained(folder)
-
-
-def _tensors(folder: Path) -> list[tuple[str, int]]:
-    """Names and numbers of elements of all tensors in the safetensors files of a folder."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    found = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as tensors:
-            found += [(name, prod(tensors.get_slice(name).get_shape())) for name in tensors.keys()]  # noqa: SIM118
-    return found
 
 
 def _embedding_rows(folder: Path, config: dict[str, Any]) -> int:

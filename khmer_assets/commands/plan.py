@@ -13,6 +13,7 @@ from khmer_assets.foundation.home import home
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chat_files import read_chats
 from khmer_assets.recipe import Recipe
+from khmer_assets.training.models import BASE_RECORD
 from resources.storage import MissingArtifact, Store, store_root
 
 HELP = "tell parameters, memory, steps, tokens, hours and disk of the recipe's trainings"
@@ -130,7 +131,7 @@ def _shapes(recipe: Recipe) -> Any:
 def _config_of_base(model: str) -> dict[str, Any] | None:
     try:
         folder = Store(store_root(home()), home() / "cache").current("base_model")
-        if json.loads((folder / "base.json").read_text())["model"] == model:
+        if json.loads((folder / BASE_RECORD).read_text())["model"] == model:
             return dict(json.loads((folder / "config.json").read_text()))
     except MissingArtifact:
         pass
@@ -141,12 +142,11 @@ def _config_of_base(model: str) -> dict[str, Any] | None:
 
 def _with_adapter(model: Any, settings: Any) -> Any:
     import torch
-    from peft import LoraConfig, get_peft_model
+
+    from khmer_assets.finetuning import lora
 
     with torch.device("meta"):
-        return get_peft_model(
-            model, LoraConfig(r=settings.rank, target_modules=settings.target_modules, task_type="CAUSAL_LM")
-        )
+        return lora.adapted(model, settings, None)
 
 
 def _training_chats(recipe: Recipe) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts
-from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, QWEN2_PATTERN
 from khmer_assets.training.models import CONV1D_ARCHITECTURES, device, load_model
 from resources.payload import PayloadRun, Refusal
 
@@ -28,10 +28,6 @@ FIGURES = "gguf.json"
 NEW_TOKENS = 8
 K_QUANT_BLOCK = 256  # weights that a K-quant packs together; llama.cpp takes another type where a row is no multiple
 
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 PRE_TOKENIZERS = {
     KHMER_PATTERN: "qwen35",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
-from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, TrainingSample, texts_of
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, QWEN2_PATTERN, TrainingSample, texts_of
 from khmer_assets.tokenizer.chat_template import OF_NO_CODE
 from resources.payload import PayloadRun, Refusal
 
@@ -38,8 +38,6 @@ SPACE = "Ġ"  # as byte-level BPE writes it
 SYMBOLS_FROM = 0x10000  # each token present is one character from here on while merges are learned
 MAX_CHANGED = 0.01
 EXAMPLES = 10
-# Of Qwen 2 to 3; Qwen 3.5's, which llama.cpp calls qwen35, has \p{M} beside \p{L} and is the same otherwise.
-QWEN2_PATTERN = KHMER_PATTERN.replace(r"[\p{L}\p{M}]", r"\p{L}").replace(r"\p{M}", "")
 COPIED = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 CODE = """import re\n\n\nclass Counter:\n    \"\"\"Counts words.\"\"\"\n\n    def __init__(self, limit=1_000):
         self.limit = limit\n\t# tabs\tand   spaces\n        self.words = {}\n\n

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-IGNORED = -100
+from khmer_assets.training.models import IGNORED
+
 SHOWN = 3  # chats of each reason for which some were set aside
 GENERATION_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

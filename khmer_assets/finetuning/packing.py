@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from khmer_assets.finetuning.encoding import IGNORED, Example
-from khmer_assets.training.models import Precision, autocast
+from khmer_assets.finetuning.encoding import Example
+from khmer_assets.training.models import IGNORED, Precision, autocast
 
 if TYPE_CHECKING:
     import torch

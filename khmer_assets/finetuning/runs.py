@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from khmer_assets.finetuning.sft import Finetuning
 from khmer_assets.foundation import plots
-from khmer_assets.foundation.files import link_files
+from khmer_assets.foundation.files import link_file
 from khmer_assets.foundation.settings import Name, PlainValues, mistakes
 from khmer_assets.foundation.tables import markdown_table
 from resources.payload import PayloadRun, Refusal
@@ -62,10 +62,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         }
         for name, folder in spec.adapters.items()
     ]
-    link_files(spec.adapters[best], run.output / "adapter")
-    for file in (run.output / "adapter").iterdir():
-        file.rename(run.output / file.name)
-    (run.output / "adapter").rmdir()
+    for file in spec.adapters[best].iterdir():
+        link_file(file, run.output / file.name)
     (run.output / "runs.json").write_text(json.dumps({"best": best, "runs": rows}, indent=1))
     return {
         "best_run": best,

@@ -10,13 +10,13 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from khmer_assets.finetuning import lora, memory, packing
-from khmer_assets.finetuning.encoding import IGNORED, Encoded, Example, TooLong, encode_chats
+from khmer_assets.finetuning.encoding import Encoded, Example, TooLong, encode_chats
 from khmer_assets.finetuning.lora import Lora
 from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.training.held_out import measured
-from khmer_assets.training.models import Precision, autocast
+from khmer_assets.training.models import IGNORED, Precision, autocast
 from khmer_assets.training.settings import TrainingSettings
 from resources.payload import PayloadRun, Refusal
 

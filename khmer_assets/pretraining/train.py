@@ -91,7 +91,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
         )
 
-    optimizer = continued_optimizer(model, spec, len(tokenizer))
+    optimizer = continued_optimizer(model, spec)
     result = train(model, batch, Schedule(settings, settings.steps), run, evaluate, optimizer)
     if optimizer is not None:
         optimizer.finish()
@@ -123,17 +123,17 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     return {"parameters": parameters, "loss_curve": plot, **result.figures, **figures}
 
 
-def continued_optimizer(model: Any, spec: Spec, tokens: int) -> ContinuedOptimizer | None:
+def continued_optimizer(model: Any, spec: Spec) -> ContinuedOptimizer | None:
     """What trains an open model that is to keep what it knows; None where the settings do not ask for it.
 
-    New rows are those of the tokens that `extension.json`, beside the base, counts among all `tokens`.
+    New rows begin where `extension.json`, beside the base, says.
     """
     settings = spec.settings
     if settings.continued is None or spec.base is None:
         return None
     record = spec.base / EXTENSION
     rows = model.get_input_embeddings().weight.shape[0]
-    first = tokens - json.loads(record.read_text())["new_tokens"] if record.exists() else rows
+    first = json.loads(record.read_text())["first_new_token"] if record.exists() else rows
     return ContinuedOptimizer(model, settings.continued, first, settings.steps)
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from khmer_assets.foundation.files import size_of_folder
 from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.training.models import saved_parameters
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -112,7 +113,7 @@ def _transformers_facts(model: Path) -> dict[str, str]:
     config = json.loads((model / "config.json").read_text())
     return {
         "architecture": config["model_type"],
-        "parameters": f"{_parameters(model):,}",
+        "parameters": f"{saved_parameters(model):,}",
         "vocabulary": f"{config['vocab_size']:,} tokens",
         "weights": _precision(config),
     }
@@ -128,23 +129,6 @@ def _gguf_facts(file: Path) -> dict[str, str]:
         "vocabulary": f"{len(reader.fields['tokenizer.ggml.tokens'].data):,} tokens",
         "weights": f"{file.stem} in GGUF",
     }
-
-
-def _parameters(model: Path) -> int:
-    """The weights of the model, counted in its files; a packed tensor counts what its saved shape tells."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    total = 0
-    for file in model.glob("*.safetensors"):
-        with safe_open(file, "np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # not a dict: it cannot be iterated
-                if name.endswith("weight_shape"):
-                    total += prod(tensors.get_tensor(name).tolist())
-                elif not name.endswith(("weight_packed", "weight_scale", "weight_zero_point")):
-                    total += prod(tensors.get_slice(name).get_shape())
-    return total
 
 
 def _precision(config: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ KHMER_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Of Qwen 2 to 3; Qwen 3.5's, which llama.cpp calls qwen35, has \p{M} beside \p{L} and is the same otherwise.
+QWEN2_PATTERN = KHMER_PATTERN.replace(r"[\p{L}\p{M}]", r"\p{L}").replace(r"\p{M}", "")
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 ROWS_AT_ONCE = 1_000

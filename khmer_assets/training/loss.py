@@ -10,9 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from khmer_assets.training import held_out
-from khmer_assets.training.models import Precision, autocast
-
-IGNORED = -100  # the label of a token that is not learned
+from khmer_assets.training.models import IGNORED, Precision, autocast
 
 
 class TokenLoss(torch.nn.Module):

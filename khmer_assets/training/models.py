@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 BASE_RECORD = "base.json"  # what is known of an open model; stays beside whatever is made of it
+IGNORED = -100  # the label of a token that is not learned
 Precision = Literal["auto", "bfloat16", "float32"]
 CONV1D_ARCHITECTURES = ("gpt2",)  # whose layers are not torch's Linear
 
@@ -48,3 +49,20 @@ def end_of_text_id(tokenizer: Any) -> int:
     """The id that follows every document; the end-of-sequence token where a tokenizer has no end-of-text."""
     identity = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     return int(tokenizer.eos_token_id if identity in (None, tokenizer.unk_token_id) else identity)
+
+
+def saved_parameters(model: Path) -> int:
+    """The weights of the model, counted in its files; a packed tensor counts what its saved shape tells."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for file in model.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a dict: it cannot be iterated
+                if name.endswith("weight_shape"):
+                    total += prod(tensors.get_tensor(name).tolist())
+                elif not name.endswith(("weight_packed", "weight_scale", "weight_zero_point")):
+                    total += prod(tensors.get_slice(name).get_shape())
+    return total

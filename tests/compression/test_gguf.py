@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks import open_model
 from khmer_assets.compression import gguf
-from khmer_assets.tokenizer.bpe import GPT2_PATTERN, train_bpe
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, QWEN2_PATTERN, train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
@@ -145,7 +145,7 @@ def content_of(pattern: str = "", **changes: object) -> dict:
 
 @pytest.mark.parametrize(
     ("pattern", "name"),
-    [("", "qwen35"), (gguf.QWEN2_PATTERN, "qwen2"), (gguf.LLAMA3_PATTERN, "llama-bpe"), (GPT2_PATTERN, "gpt-2")],
+    [("", "qwen35"), (QWEN2_PATTERN, "qwen2"), (gguf.LLAMA3_PATTERN, "llama-bpe"), (GPT2_PATTERN, "gpt-2")],
 )
 def test_the_pattern_names_the_pre_tokenizer(pattern, name):
     assert gguf.pre_tokenizer_name(content_of(pattern)) == name

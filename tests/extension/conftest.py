@@ -7,8 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from khmer_assets.extension.merges import QWEN2_PATTERN
-from khmer_assets.tokenizer.bpe import GPT2_PATTERN, train_bpe
+from khmer_assets.tokenizer.bpe import GPT2_PATTERN, QWEN2_PATTERN, train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from tests.tiny_model import ENGLISH_TEXTS, KHMER_TEXTS, save_tiny_mixture
 

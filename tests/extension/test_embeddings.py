@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from khmer_assets.extension import embeddings, merges
-from khmer_assets.extension.merges import QWEN2_PATTERN, Extension
+from khmer_assets.extension.merges import Extension
+from khmer_assets.tokenizer.bpe import QWEN2_PATTERN
 from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 from tests.extension.conftest import save_base

@@ -2,9 +2,10 @@
 
 import pytest
 
-from khmer_assets.finetuning.encoding import IGNORED, encode_chats
+from khmer_assets.finetuning.encoding import encode_chats
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
+from khmer_assets.training.models import IGNORED
 
 CHAT = [
     {"role": "user", "content": "តើមេឃពណ៌អ្វី?"},

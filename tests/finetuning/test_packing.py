@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from khmer_assets.finetuning.encoding import IGNORED, Example
+from khmer_assets.finetuning.encoding import Example
 from khmer_assets.finetuning.packing import chats_of_epoch, keeps_apart, micro_batches, packed, padded
-from khmer_assets.training.models import load_model
+from khmer_assets.training.models import IGNORED, load_model
 from tests.tiny_model import save_tiny_model
 
 

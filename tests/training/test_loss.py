@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from khmer_assets.training import held_out, models
-from khmer_assets.training.loss import IGNORED, TokenLoss, label_tokens
+from khmer_assets.training.loss import TokenLoss, label_tokens
+from khmer_assets.training.models import IGNORED
 from tests.tiny_model import save_tiny_model
 
 
