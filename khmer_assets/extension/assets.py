@@ -10,7 +10,7 @@ import dagster as dg
 from khmer_assets.extension import embeddings, merges
 from khmer_assets.extension.merges import FIGURES, Extension
 from khmer_assets.foundation.settings import code_version
-from khmer_assets.tokenizer import report
+from khmer_assets.tokenizer.assets import report_assets
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 
@@ -61,28 +61,6 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
         )
         yield from compute.materialize(context, embeddings.__name__, spec)
 
-    @dg.asset(
-        group_name="extension",
-        io_manager_key="folders",
-        code_version=code_version(2, sample_characters=settings.sample_characters),
-    )
-    def tokenizer_report(
-        context: dg.AssetExecutionContext,
-        compute: Compute,
-        extended_tokenizer: Path,
-        base_model: Path,
-        training_mixture: Path,
-    ) -> Iterator[dg.Output[Path]]:
-        """`report.md`, `report.json`, a plot: tokens a character by language before and after, tokens by source, and
-        how many of the new tokens the held-out text uses."""
-        spec = report.Spec(
-            tokenizer=extended_tokenizer,
-            mixture=training_mixture,
-            sample_characters=settings.sample_characters,
-            former=base_model,
-        )
-        yield from compute.materialize(context, report.__name__, spec)
-
     @dg.asset_check(asset="extended_tokenizer")
     def english_keeps_its_ids(extended_tokenizer: Path) -> dg.AssetCheckResult:
         """No held-out English line, no code and no chat template gets other token ids than in the base."""
@@ -109,12 +87,6 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
             metadata={name: value for name, value in figures.items() if name.startswith("bits_per_character")},
         )
 
-    @dg.asset_check(asset="tokenizer_report", blocking=True)
-    def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:
-        """Decoding what was encoded gives every held-out text back."""
-        failures = json.loads((tokenizer_report / "report.json").read_text())["round_trip_failures"]
-        return dg.AssetCheckResult(passed=failures == 0, metadata={"texts_not_given_back": failures})
-
     @dg.asset_check(asset="tokenizer_report")
     def new_tokens_are_used(tokenizer_report: Path) -> dg.AssetCheckResult:
         """No more than 40 % of the new tokens are missing from the held-out text, else they were learned from text of
@@ -127,5 +99,6 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
             metadata={"unused_new_tokens": unused, "held_out_characters": figures["held_out_characters"]},
         )
 
-    checks = [english_keeps_its_ids, english_is_predicted_as_before, tokenizer_is_lossless, new_tokens_are_used]
-    return [extended_tokenizer, extended_model, tokenizer_report, *checks]
+    checks = [english_keeps_its_ids, english_is_predicted_as_before, new_tokens_are_used]
+    report = report_assets("extended_tokenizer", settings.sample_characters, former="base_model")
+    return [extended_tokenizer, extended_model, *report, *checks]

@@ -36,24 +36,6 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
             ),
         )
 
-    @dg.asset(
-        group_name="tokenizer",
-        io_manager_key="folders",
-        code_version=code_version(1, sample_characters=settings.sample_characters),
-    )
-    def tokenizer_report(
-        context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path
-    ) -> Iterator[dg.Output[Path]]:
-        """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source."""
-        spec = report.Spec(tokenizer=tokenizer, mixture=training_mixture, sample_characters=settings.sample_characters)
-        yield from compute.materialize(context, report.__name__, spec)
-
-    @dg.asset_check(asset="tokenizer_report", blocking=True)
-    def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:
-        """Decoding what was encoded gives every held-out text back."""
-        failures = json.loads((tokenizer_report / "report.json").read_text())["round_trip_failures"]
-        return dg.AssetCheckResult(passed=failures == 0, metadata={"texts_not_given_back": failures})
-
     @dg.asset_check(asset="tokenizer_report")
     def khmer_costs_fewer_tokens(tokenizer_report: Path) -> dg.AssetCheckResult:
         """Khmer takes fewer tokens a character than with GPT-2's pattern at the same size."""
@@ -64,4 +46,37 @@ def tokenizer_assets(settings: TokenizerSettings) -> list[Any]:
             metadata={"tokens_per_character": own or 0.0, "gpt2_pattern": other or 0.0},
         )
 
-    return [tokenizer, tokenizer_report, tokenizer_is_lossless, khmer_costs_fewer_tokens]
+    return [tokenizer, *report_assets("tokenizer", settings.sample_characters), khmer_costs_fewer_tokens]
+
+
+def report_assets(tokenizer: str, sample_characters: int, former: str | None = None) -> list[Any]:
+    """tokenizer_report with its blocking check. `tokenizer` is the asset of the tokenizer, `former` that of the one
+    that it was extended from; `sample_characters` of text train one to compare with."""
+    ins = {"tokenizer": dg.AssetIn(tokenizer), **({"former": dg.AssetIn(former)} if former else {})}
+
+    @dg.asset(
+        group_name="tokenizer",
+        io_manager_key="folders",
+        ins=ins,
+        code_version=code_version(1, sample_characters=sample_characters),
+    )
+    def tokenizer_report(
+        context: dg.AssetExecutionContext, compute: Compute, tokenizer: Path, training_mixture: Path, **others: Path
+    ) -> Iterator[dg.Output[Path]]:
+        """`report.md`, `report.json`, a plot: tokens a character by language and tokenizer, tokens by source; of an
+        extended tokenizer, before and after, and how many of the new tokens the held-out text uses."""
+        spec = report.Spec(
+            tokenizer=tokenizer,
+            mixture=training_mixture,
+            sample_characters=sample_characters,
+            former=others.get("former"),
+        )
+        yield from compute.materialize(context, report.__name__, spec)
+
+    @dg.asset_check(asset="tokenizer_report", blocking=True)
+    def tokenizer_is_lossless(tokenizer_report: Path) -> dg.AssetCheckResult:
+        """Decoding what was encoded gives every held-out text back."""
+        failures = json.loads((tokenizer_report / "report.json").read_text())["round_trip_failures"]
+        return dg.AssetCheckResult(passed=failures == 0, metadata={"texts_not_given_back": failures})
+
+    return [tokenizer_report, tokenizer_is_lossless]
