@@ -97,7 +97,8 @@ class Serving:
         killed = time.monotonic()
         with suppress(psutil.NoSuchProcess):
             victim.kill()
-            victim.wait()  # or it may be taken for one that is back
+            while victim.status() != psutil.STATUS_ZOMBIE:  # or it may be taken for one that is back
+                time.sleep(0.01)
         found = Kill(step, name)
         seconds = waited(lambda: self._is_whole() and self._answers())
         recovered = time.monotonic()
