@@ -21,6 +21,7 @@ from khmer_assets.commands import (
     rollback,
     run,
     snapshot,
+    sql,
     stop,
     tune,
 )
@@ -34,7 +35,7 @@ from khmer_assets.sources.rows import SourceError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (init, plan, run, snapshot, stop, ask, resume, rollback, adapters, audit, benchmark, tune, keys)
+    for module in (init, plan, run, snapshot, stop, ask, resume, rollback, adapters, audit, sql, benchmark, tune, keys)
 }
 
 
