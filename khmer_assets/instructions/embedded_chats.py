@@ -1,8 +1,6 @@
 """The embedded chats: those written by hand in `sample/chats.jsonl`, and those composed from the sample's facts."""
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator
 from random import Random
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ from pydantic import Field, model_validator
 from khmer_assets.foundation.settings import FileBeside, RecipeError, Settings
 from khmer_assets.instructions.chats import NEW_CHAT, Split, new_chat
 from khmer_assets.sample import composition
-from khmer_assets.sample.composition import Fact
+from khmer_assets.sample.composition import Answered, Fact
 
 
 class Instructions(Settings):
@@ -34,8 +32,12 @@ class Instructions(Settings):
         return self
 
 
-WRITTEN_CHATS = composition.SAMPLE / "chats.jsonl"
-LONGER_SHARE = 0.05  # of the composed chats: two turns, where the second question leans on the first
+# Of the composed chats:
+LONGER_SHARE = 0.05  # two turns, where the second question leans on the first
+SPOKEN_TO_SHARE = 0.22  # what is written by hand, said to somebody or in a frame
+UNKNOWN_SHARE = 0.12  # what the model is not made for
+LOWERED_SHARE = 0.2  # as many people type: without capitals
+UNMARKED_SHARE = 0.2  # without the mark at the end
 
 
 def written_chats() -> pl.LazyFrame:
@@ -43,43 +45,67 @@ def written_chats() -> pl.LazyFrame:
 
     A line of the file holds the ways of asking one thing and its answer; each way makes a chat.
     """
-    rows = []
-    for number, line in enumerate(WRITTEN_CHATS.read_text(encoding="utf-8").splitlines(), 1):
-        entry = json.loads(line)
-        for way, question in enumerate(entry["questions"], 1):
-            turns = [question, entry["answer"]]
-            rows.append(new_chat(f"written-{number}-{way}", "written", entry["language"], entry["category"], turns))
+    rows = [
+        new_chat(f"written-{number}-{way}", "written", one.language, one.category, [one.question, one.answer])
+        for number, ways in enumerate(composition.written(), 1)
+        for way, one in enumerate(ways, 1)
+    ]
     return pl.LazyFrame(rows, schema=NEW_CHAT)
 
 
 def compose_chats(count: int, seed: int) -> pl.LazyFrame:
-    """Exactly `count` different chats about facts, as `NEW_CHAT`; the same for the same seed.
+    """Exactly `count` different chats, as `NEW_CHAT`: about facts, in the polite forms of what is written by hand, and
+    about what the model does not know; the same for the same seed.
 
-    Every fact is asked in about equally many ways, so that a way that is held out has a sibling to learn from; a
+    Facts of a task are asked in equally many ways, so that a way that is held out has a sibling to learn from; a
     question has one right answer. Raises `RecipeError` when so many cannot be composed.
     """
     rng = Random(seed)
-    longer = int(count * LONGER_SHARE)
-    single = [new_chat("", "composed", fact.language, fact.category, [question, fact.answer])
-              for fact, question in _questions(rng)]  # fmt: skip
-    if count - longer > len(single):
-        limit = int(len(single) / (1 - LONGER_SHARE))
+    shares = (LONGER_SHARE, SPOKEN_TO_SHARE, UNKNOWN_SHARE)
+    longer, spoken_to, unknown = (int(count * share) for share in shares)
+    others = [(composition.spoken_to(), spoken_to), (composition.unknown(), unknown)]
+    about_facts = _questions(rng)
+    limit = min(
+        int(len(about_facts) / (1 - sum(shares))),
+        *(int(len(some) / share) for (some, _), share in zip(others, shares[1:], strict=True)),
+    )
+    if count > limit:
         raise RecipeError(
             f"instructions.generated_chats is {count}; at most {limit} different chats can be composed: lower it"
         )
-    rows = single[: count - longer] + _follow_ups(longer, rng)
+    asked = about_facts[: count - longer - spoken_to - unknown]
+    asked += [one for some, number in others for one in rng.sample(some, number)]
+    rows = [
+        new_chat("", "composed", one.language, one.category, [_as_typed(one.question, rng), one.answer])
+        for one in asked
+    ] + _follow_ups(longer, rng)
     return pl.LazyFrame([{**row, "id": f"composed-{n}"} for n, row in enumerate(rows, 1)], schema=NEW_CHAT)
 
 
-def _questions(rng: Random) -> Iterator[tuple[Fact, str]]:
-    """Every question about every fact: one way of asking each, then a second way, and so on; plain ways first."""
-    ways = [
-        (fact, [way for group in (fact.questions, fact.framed_questions) for way in rng.sample(group, len(group))])
-        for fact in composition.facts()
-    ]
+def _as_typed(question: str, rng: Random) -> str:
+    if rng.random() < LOWERED_SHARE:
+        question = question.lower()
+    return question.rstrip("?") if rng.random() < UNMARKED_SHARE else question
+
+
+def _questions(rng: Random) -> list[Answered]:
+    """Every question about every fact: one way of asking each (or as many as its weight says), then a second way, and
+    so on, the first way of the file before others; of each four ways, one is in a polite frame as long as there are
+    plain ones."""
+    ways = []
+    for fact in composition.facts():
+        first, others = fact.questions[:1], fact.questions[1:]
+        plain = [*first, *rng.sample(others, len(others))]
+        framed = rng.sample(fact.framed_questions, len(fact.framed_questions))
+        mixed = [way for n in range(0, len(plain), 3) for way in (*plain[n : n + 3], *framed[n // 3 : n // 3 + 1])]
+        ways.append((fact, [*mixed, *framed[(len(plain) + 2) // 3 :]]))
     rng.shuffle(ways)
-    for number in range(max(len(questions) for _, questions in ways)):
-        yield from ((fact, questions[number]) for fact, questions in ways if number < len(questions))
+    return [
+        Answered(fact.category, fact.language, question, fact.answer)
+        for number in range(max(len(questions) for _, questions in ways))
+        for fact, questions in ways
+        for question in questions[number * fact.weight : (number + 1) * fact.weight]
+    ]
 
 
 def _follow_ups(count: int, rng: Random) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ instructions. A change that alters what is composed raises `VERSION`.
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -19,10 +20,11 @@ from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.khmer.script import Language
 from khmer_assets.khmer.utterances import hash_of_conversation
 
-VERSION = 3
+VERSION = 4
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
+WRITTEN_CHATS = SAMPLE / "chats.jsonl"
 _ENGLISH_MONTHS = (
     "January", "February", "March", "April", "May", "June",
     "July", "August", "September", "October", "November", "December",
@@ -40,7 +42,9 @@ _KEPT = ("person", "friend", "place", "region", "known", "place2", "known2", "ve
 
 @dataclass(frozen=True)
 class Fact:
-    """A row of a table under a task: ways of asking it, plain and in polite frames, and the one answer."""
+    """A row of a table under a task: ways of asking it, plain and in polite frames, and the one answer.
+
+    It is asked `weight` times as often as others."""
 
     category: str
     language: Language
@@ -49,6 +53,7 @@ class Fact:
     answer: str
     task: int
     follow_up: str | None
+    weight: int
 
 
 @cache
@@ -59,7 +64,8 @@ def knowledge() -> dict[str, Any]:
 
 def fingerprint() -> str:
     """A digest of everything that decides what is composed from a seed."""
-    return hashlib.sha256(f"{VERSION}\n".encode() + _KNOWLEDGE.read_bytes()).hexdigest()
+    known = _KNOWLEDGE.read_bytes() + WRITTEN_CHATS.read_bytes()
+    return hashlib.sha256(f"{VERSION}\n".encode() + known).hexdigest()
 
 
 @cache
@@ -72,14 +78,12 @@ def facts() -> tuple[Fact, ...]:
             task["language"],
             tuple(_fill(question, row) for question in task["questions"]),
             tuple(
-                frame.format(_fill(question, row))
-                for question in task["questions"]
-                for frame in knowledge()["frames"][task["language"]]
-                if question.endswith("?")  # a request stands alone
+                framed for question in task["questions"] for framed in _framed(_fill(question, row), task["language"])
             ),
             _fill(task["answer"], row),
             number,
             _fill(task["follow_up"], row) if "follow_up" in task else None,
+            task.get("weight", 1),
         )
         for number, task in enumerate(knowledge()["tasks"])
         for row in tables[task["table"]]
@@ -90,7 +94,9 @@ def compose_text(rng: Random, language: Language) -> tuple[str, str]:
     """A category and a text: questions with their answers, facts of one kind, or a scene of everyday life."""
     draw = rng.random()
     if draw < 0.5:
-        return "questions", "\n\n".join(rng.sample(_questions_and_answers(language), rng.randint(4, 7)))
+        about_facts, others = _questions_and_answers(language)
+        asked = rng.sample(about_facts, rng.randint(2, 4)) + rng.sample(others, rng.randint(2, 3))
+        return "questions", "\n\n".join(rng.sample(asked, len(asked)))
     if draw < 0.7:
         category = rng.choice(facts()).category
         return category, " ".join(rng.sample(_sentences(category, language), rng.randint(4, 8)))
@@ -102,20 +108,98 @@ def compose_text(rng: Random, language: Language) -> tuple[str, str]:
     return category, " ".join(_fill(template, {**_slots(rng, language), **kept}) for template in templates)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Something that a user says, and the one answer to it."""
+
+    category: str
+    language: Language
+    question: str
+    answer: str
+
+
 @cache
-def _questions_and_answers(language: Language) -> list[str]:
-    """Questions, each with its answer in the next line, that no chat that is held out asks.
+def written() -> tuple[tuple[Answered, ...], ...]:
+    """What is asked in the chats that are written by hand (`chats.jsonl`): the ways of saying one thing together."""
+    entries = map(json.loads, WRITTEN_CHATS.read_text(encoding="utf-8").splitlines())
+    return tuple(
+        tuple(Answered(e["category"], e["language"], question, e["answer"]) for question in e["questions"])
+        for e in entries
+    )
+
+
+@cache
+def spoken_to() -> tuple[Answered, ...]:
+    """What is written by hand, said to somebody (greetings, thanks) or in a polite frame (questions)."""
+    said = [*itertools.chain(*written())]
+    found: dict[str, Answered] = {}  # the same words but for their marks are said once
+    for one in said:
+        if one.question.endswith("?"):
+            ways = _framed(one.question, one.language)
+        elif one.category in ("greeting", "thanks", "farewell"):
+            ways = [f"{one.question.rstrip('!។.')} {who}" for who in knowledge()["addresses"][one.language]]
+        else:
+            ways = []
+        for way in ways:
+            found.setdefault(_hash_of_question(way), replace(one, question=way))
+    known = {_hash_of_question(one.question) for one in said}
+    return tuple(one for digest, one in found.items() if digest not in known)
+
+
+def _hash_of_question(question: str) -> str:
+    return hash_of_conversation([("user", question)])
+
+
+def _framed(question: str, language: Language) -> list[str]:
+    """The question in the polite frames of its language; a request stands alone."""
+    if not question.endswith("?"):
+        return []
+    bare = question.removeprefix("តើ").strip(" ?")
+    bare = bare if language == "khm" else bare[0].lower() + bare[1:]
+    return [frame.format(question, bare=bare) for frame in knowledge()["frames"][language]]
+
+
+@cache
+def unknown() -> tuple[Answered, ...]:
+    """Requests that the model is not made for, with the answer that says so."""
+    return tuple(
+        Answered("unknown", language, request, requests["answer"])
+        for language, requests in knowledge()["unknown"].items()
+        for request in (
+            *requests["alone"],
+            *(form.format(thing) for form in requests["forms"] for thing in requests["things"]),
+        )
+    )
+
+
+@cache
+def _questions_and_answers(language: Language) -> tuple[list[str], list[str]]:
+    """Questions, each with its answer in the next line, that no chat that is held out asks: those about facts, others.
 
     Chats are held out by hash, those with high hashes first; so of the lower half, none is, whatever the recipe's
     split, as long as it trains on half of the chats.
     """
-    return [
-        f"{question}\n{fact.answer}"
+    about_facts = [
+        (question, fact.answer)
         for fact in facts()
         if fact.language == language
-        for question in (*fact.questions, *fact.framed_questions)
-        if hash_of_conversation([("user", question), ("assistant", fact.answer)]) < "8"
+        for question in fact.questions
+        for _ in range(fact.weight)
     ]
+    others = [
+        (one.question, one.answer)
+        for one in (*itertools.chain(*written()), *spoken_to(), *unknown())
+        if one.language == language
+    ]
+
+    def never_held_out(pairs: list[tuple[str, str]]) -> list[str]:
+        return [
+            f"{question}\n{answer}"
+            for question, answer in pairs
+            if hash_of_conversation([("user", question), ("assistant", answer)]) < "8"
+        ]
+
+    return never_held_out(about_facts), never_held_out(others)
 
 
 @cache

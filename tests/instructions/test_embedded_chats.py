@@ -11,7 +11,7 @@ from khmer_assets.instructions.embedded_chats import compose_chats, written_chat
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 
-COUNT = 6000
+COUNT = 5000
 
 
 @pytest.fixture(scope="module")
