@@ -4,13 +4,16 @@ What belongs here: what is asked of a kind, and which kind runs a model. What do
 in the kind's own module, `vllm.py` or `llama_cpp.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from khmer_assets.server.llama_cpp import LlamaCpp, gguf_file
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.requests import Body
 from khmer_assets.server.state import AdapterVersion, ModelVersion
+from khmer_assets.server.tool_formats import reads_tools, template_of, vllm_parser
 from khmer_assets.server.vllm import Vllm
 
 
@@ -41,6 +44,12 @@ class EngineKind(Protocol):
         """An error that the engine has answered, as OpenAI would tell it; None where the answer itself does."""
 
 
-def kind_of(model: Path) -> EngineKind:
-    """The kind that runs the model in a folder: llama.cpp a GGUF file, vLLM a transformers folder."""
-    return LlamaCpp() if gguf_file(model) else Vllm()
+def kind_of(model: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> EngineKind:
+    """The kind that runs the model in a folder: llama.cpp a GGUF file, vLLM a transformers folder.
+
+    `settings` are the engine's own.
+    """
+    template = template_of(model)
+    if gguf_file(model):
+        return LlamaCpp(reads_tools(template))
+    return Vllm(reads_tools(template), settings.get("tool_call_parser") or vllm_parser(template))

@@ -61,7 +61,7 @@ class FrontDoor:
             return
         self.names = self.state.names()
         release = self.state.release
-        self.kind = kind_of(kept_model(self.folder, release.digest)) if release is not None else None
+        self.kind = kind_of(kept_model(self.folder, release.digest), release.engine) if release is not None else None
         self.balance.follow(self.state.ports)
         self.settings = GatewaySettings.model_validate(self.state.gateway)
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
