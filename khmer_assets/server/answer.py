@@ -12,10 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from khmer_assets.server.audit_log import Record
 from khmer_assets.server.connections import Connection, Unreachable
-from khmer_assets.server.events import Events, failure_in
+from khmer_assets.server.events import failure_in
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response
 from khmer_assets.server.keys import Key
+from khmer_assets.server.paths import ENGINE_PATHS
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
@@ -45,13 +46,12 @@ class Answer:
     def __init__(self, door: FrontDoor, path: str, body: Body, key: Key, allowance: Allowance | None, request_id: str):
         self.door = door
         self.path = path
-        self.body = body
+        self.form = body  # in which the user gets the answer
+        self.body = body.for_engine()
         self.allowance = allowance
-        self.record = Record(door.audit, path, body, key.id, request_id)
+        self.record = Record(door.audit, path, self.body, key.id, request_id)
+        self.events = body.events(self.record.id)
         self.answered_by = {"model": "", "adapter": "", "tier": key.tier}
-        self.asked_for_usage = isinstance(body, Generation) and bool(
-            body.stream_options and body.stream_options.include_usage
-        )
         self.status = 500
         self.started = False  # whether the user has got anything
         self.outcome = "failed"
@@ -88,8 +88,8 @@ class Answer:
         if refused:
             if not self.started:
                 await error_response(refused)(scope, receive, send)
-            else:  # an error among the pieces: OpenAI's client raises it
-                event = b"data: " + json.dumps(refused.body()).encode() + b"\n\n"
+            else:
+                event = self.events.broken(refused)
                 await send({"type": "http.response.body", "body": event, "more_body": False})
         self._tell()
 
@@ -138,7 +138,7 @@ class Answer:
         self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
         content = kind.content(self.body.model_copy(update={"model": version}))
         self.asked = time.monotonic()
-        async with door.connections.asked(port, "POST", self.path, content) as response:
+        async with door.connections.asked(port, "POST", ENGINE_PATHS.get(self.path, self.path), content) as response:
             self.status = response.status
             if response.status == 503:
                 raise EngineStarting
@@ -157,11 +157,13 @@ class Answer:
                     raise refused
             self.record.whole(answer)
             self._close()
+            if response.status == 200:
+                answer = self.form.told(answer, self.record.id)
             await self._start(send, response.status, response.content_type)
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
     async def _stream(self, response: Connection, send: Send) -> None:
-        self.events = Events(self.asked_for_usage)
+        self.events = self.form.events(self.record.id)
         async for piece in response:
             if events := self._kept(piece):
                 if not self.started:

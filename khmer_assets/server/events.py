@@ -6,7 +6,9 @@ or has failed. What does not: where they come from and go (`answer.py`), and wha
 
 import re
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
+
+from khmer_assets.server.refusals import Refused
 
 END_MARK = b"data: [DONE]"  # the last event of a stream that has not broken off
 BETWEEN = b"\n\n"
@@ -49,6 +51,10 @@ class Events:
             elif self.with_usage:
                 kept.append(event + BETWEEN)
         return b"".join(kept)
+
+    def broken(self, refused: Refused) -> bytes:
+        """An event that says why nothing more comes; OpenAI's client raises it."""
+        return b"data: " + to_json(refused.body()) + BETWEEN
 
     def _before_failure(self, events: bytes) -> bytes:
         start = 0

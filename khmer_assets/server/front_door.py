@@ -23,6 +23,7 @@ from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import Body
 from khmer_assets.server.state import ModelServerError, ServerState
+from khmer_assets.server.structure import require_within
 
 LOOK_SECONDS = 0.25
 
@@ -118,7 +119,9 @@ class FrontDoor:
         """Count a request. Raises `Refused` for a model or a wish that cannot be served, and for what is used up."""
         self.check_model(body.model, allowance)
         assert self.kind is not None, "a release has the names"
-        self.kind.check(body)  # refused before it counts
+        self.kind.check(body.for_engine())  # refused before it counts
+        if allowance is not None:
+            require_within(body.schemas(), allowance.tier)
         if self.answering >= self.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
         if allowance is not None:

@@ -73,7 +73,7 @@ class LlamaCpp:
         if error.get("type") == "exceed_context_size_error":
             message = f"the prompt has {error['n_prompt_tokens']:,} tokens; the model reads {error['n_ctx']:,} tokens, "
             return Refused(status, message + "prompt and answer together", code="context_length_exceeded")
-        return Refused(status, str(error.get("message")))
+        return Refused(status, str(error.get("message")).rpartition("Automatic parser generation failed: ")[2])
 
 
 def gguf_file(model: Path) -> Path | None:

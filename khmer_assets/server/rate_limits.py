@@ -6,13 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.server.refusals import Refused
+from khmer_assets.server.structure import SchemaLimits
 
 MINUTE = 60.0
 
 
-class Tier(Settings):
+class Tier(SchemaLimits):
     """What a key may use: requests and tokens (prompt and answer) a minute, answers at a time, and which models.
 
     `models`: names as /v1/models shows them; `*` stands for any characters.

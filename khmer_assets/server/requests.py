@@ -1,4 +1,4 @@
-"""What users may ask of an engine: the request bodies, checked before an engine sees them, and refusals.
+"""What users may ask of an engine: the request bodies, checked before an engine sees them.
 
 A field of a request that is not here is refused by name rather than dropped, unless it is empty: several of vLLM's own
 can stop an engine.
@@ -6,13 +6,13 @@ can stop an engine.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from khmer_assets.server.events import Events
 from khmer_assets.server.messages import AnyMessage, Text, ToolMessage
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.structure import JsonOfSchema, Plain, ResponseFormat, Tool, ToolChoice
 
-CHARACTERS_A_TOKEN = 32  # no prompt is shorter in tokens than this, on average: one that must be is not even tokenized
 MAX_TOKENS = 1_000_000
 
 
@@ -67,6 +67,18 @@ class Body(BaseModel):
         """Whether the answer comes piece by piece."""
         return False
 
+    def for_engine(self) -> "Body":
+        """What an engine is asked."""
+        return self
+
+    def events(self, identity: str) -> Events:
+        """What of a stream its user gets; `identity` is the record's."""
+        return Events(with_usage=False)
+
+    def told(self, answer: bytes, identity: str) -> bytes:
+        """What its user gets of a whole answer."""
+        return answer
+
 
 class StreamOptions(BaseModel):
     """OpenAI's."""
@@ -110,6 +122,10 @@ class Generation(Body):
     def streams(self) -> bool:
         """Whether the answer comes piece by piece."""
         return bool(self.stream)
+
+    def events(self, identity: str) -> Events:
+        """What of a stream its user gets."""
+        return Events(with_usage=bool(self.stream_options and self.stream_options.include_usage))
 
 
 class Chat(Generation):
@@ -225,38 +241,3 @@ class Tokenization(Body):
     def texts(self) -> list[str]:
         """None: the model itself reads nothing."""
         return []
-
-
-BODIES: dict[str, type[Body]] = {
-    "/v1/chat/completions": Chat,
-    "/v1/completions": Completion,
-    "/v1/embeddings": Embeddings,
-    "/tokenize": Tokenization,
-}
-
-
-def parse(kind: type[Body], body: bytes, max_model_length: int) -> Body:
-    """The checked body. Raises `Refused` (400) with the first mistakes, a clause each.
-
-    `max_model_length` is in tokens; prompts that cannot fit are refused by their characters, the others are left to
-    the engine, which counts their tokens.
-    """
-    try:
-        request = kind.model_validate_json(body)
-    except ValidationError as error:
-        mistakes = [mistake for mistake in error.errors(include_url=False, include_context=False)][:3]
-        places = [".".join(map(str, mistake["loc"])) for mistake in mistakes]
-        clauses = [
-            f"{place}: {mistake['msg']}" if place else mistake["msg"]
-            for place, mistake in zip(places, mistakes, strict=True)
-        ]
-        raise Refused(400, "; ".join(clauses), parameter=places[0] or None, code="invalid_value") from None
-    characters = request.longest()
-    if characters > max_model_length * CHARACTERS_A_TOKEN:
-        raise Refused(
-            400,
-            f"the prompt has {characters:,} characters; the model reads {max_model_length:,} tokens, "
-            "prompt and answer together",
-            code="context_length_exceeded",
-        )
-    return request

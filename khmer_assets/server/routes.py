@@ -25,10 +25,10 @@ from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response, read_body, with_bounded_head
 from khmer_assets.server.keys import Key
 from khmer_assets.server.openapi import description
+from khmer_assets.server.paths import BODIES, parse
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import BODIES, parse
 
 CHAT_PAGE = Path(__file__).parent / "chat_page.html"
 HOUSEKEEPING_SECONDS = 3600

@@ -19,8 +19,8 @@ from khmer_assets.server import llama_cpp
 from khmer_assets.server.client import ask
 from khmer_assets.server.engines import Engine
 from khmer_assets.server.keys import engine_key
+from khmer_assets.server.paths import BODIES
 from khmer_assets.server.refusals import Refused
-from khmer_assets.server.requests import BODIES
 from khmer_assets.server.state import ModelServerError, ServerState
 from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port, questions_until, spoil
