@@ -20,7 +20,7 @@ from khmer_assets.server.paths import ENGINE_PATHS
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import Body, Chat, Generation
+from khmer_assets.server.requests import Body, Chat, Generation, Tokenization
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 # For limits, of answers whose users left before the engine had told any tokens: roughly what it has done for them.
@@ -173,6 +173,10 @@ class Answer:
                 await response.forward(self._pass_on)
             if self.events.failure is not None:
                 break
+        if self.events.refusal and not self.started and self.door.kind:
+            self.outcome = "refused"
+            if refused := self.door.kind.refusal(*self.events.refusal, self.path):
+                raise refused
         if not self.events.ended:
             raise EngineFailure(self.events.failure or "the stream has no end mark")
         self.outcome = "completed"
@@ -208,17 +212,27 @@ class Answer:
                 self.record.close(self.outcome, self.error)
             finally:
                 self.door.answering -= 1
+                read, written = self._used()
+                self.door.charge(self.record.fields["key_id"], read, written)
                 if self.allowance is not None:
-                    self.allowance.release(self.record.tokens or self._estimate())
+                    self.allowance.release(read + written)
 
-    def _estimate(self) -> int:
-        """Tokens of an answer that its user did not wait for, of which the engine has told none."""
-        if self.outcome in ("completed", "refused") or self.asked is None or not isinstance(self.body, Generation):
-            return 0
+    def _used(self) -> tuple[int, int]:
+        """Tokens read and written, for limits: with a schema that the answer had to fit."""
+        used = self.record.fields.get("usage")
+        told = (used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0) if used else self._estimate()
+        return told[0] + (round(self.body.schema_characters() / CHARACTERS_A_TOKEN) if any(told) else 0), told[1]
+
+    def _estimate(self) -> tuple[int, int]:
+        """As `_used`, of an answer that its user did not wait for, of which the engine has told none."""
+        if self.outcome in ("completed", "refused") or self.asked is None or isinstance(self.body, Tokenization):
+            return 0, 0
+        read = round(sum(map(len, self.body.texts())) / CHARACTERS_A_TOKEN)
+        if not isinstance(self.body, Generation):
+            return read, 0
         most = (self.body.max_completion_tokens if isinstance(self.body, Chat) else None) or self.body.max_tokens
         written = (time.monotonic() - self.asked) * TOKENS_A_SECOND
-        read = sum(map(len, self.body.texts())) / CHARACTERS_A_TOKEN
-        return round(read + (min(written, most) if most else written) * (self.body.n or 1))
+        return read, round((min(written, most) if most else written) * (self.body.n or 1))
 
 
 async def _disconnected(receive: Receive) -> None:

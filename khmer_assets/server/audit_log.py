@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -166,19 +166,20 @@ class AuditLog:
         finally:
             os.close(descriptor)
 
-    def settle(self) -> int:
+    def settle(self, charge: Callable[[str, int, int], None] = lambda *_: None) -> int:
         """Turn the journals of a killed gateway into records; return how many. Call it before the first request.
 
-        One that cannot be written, because the disk is full, stays where it is.
+        `charge` is told the key of each, and how many tokens were read and written. A journal that cannot be settled,
+        because the disk is full, stays where it is.
         """
         settled = 0
         for journal in sorted((self.folder / JOURNALS).iterdir()):
             with suppress(OSError):
-                settled += self._settle(journal)
+                settled += self._settle(journal, charge)
                 journal.unlink()
         return settled
 
-    def _settle(self, journal: Path) -> bool:
+    def _settle(self, journal: Path, charge: Callable[[str, int, int], None]) -> bool:
         head, _, answer = journal.read_bytes().partition(b"\n")
         try:
             fields = json.loads(head)
@@ -190,7 +191,10 @@ class AuditLog:
         outcome = "completed" if whole else "interrupted"
         error = None if whole else "the gateway was killed"
         times = {"seconds_to_first_token": None, "seconds": None}
-        self.write(journal.name, fields | times | read_answer(answer) | {"outcome": outcome, "error": error})
+        told = read_answer(answer)
+        self.write(journal.name, fields | times | told | {"outcome": outcome, "error": error})
+        used = told["usage"] or {}
+        charge(fields["key_id"], used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
         return True
 
     def forget_old(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from khmer_assets.server.connections import Connections
 from khmer_assets.server.engine_kinds import EngineKind, kind_of
 from khmer_assets.server.gateway_settings import GatewaySettings
 from khmer_assets.server.kept_models import kept_model
+from khmer_assets.server.key_usage import KeyUsage, seconds_to_next_month
 from khmer_assets.server.keys import OWNER, Key, KeyFile, engine_key
 from khmer_assets.server.metrics import Metrics
 from khmer_assets.server.rate_limits import Allowance, Allowances
@@ -39,6 +40,7 @@ class FrontDoor:
         self.folder = home / "server"
         self.audit_folder = home / "audit"
         self.keys = KeyFile(self.folder)
+        self.usage = KeyUsage(self.folder)
         self.allowances = Allowances()
         self.balance = Balance()
         self.answering = 0  # requests that were admitted and have not ended: with an engine, or waiting for one
@@ -115,7 +117,7 @@ class FrontDoor:
         if allowance is not None and not allowance.may_use(name):
             raise Refused(403, f"this key may not use {name}", code="model_not_allowed", parameter="model")
 
-    def admit(self, body: Body, allowance: Allowance | None) -> None:
+    def admit(self, body: Body, key: Key, allowance: Allowance | None) -> None:
         """Count a request. Raises `Refused` for a model or a wish that cannot be served, and for what is used up."""
         self.check_model(body.model, allowance)
         assert self.kind is not None, "a release has the names"
@@ -124,9 +126,19 @@ class FrontDoor:
             require_within(body.schemas(), allowance.tier)
         if self.answering >= self.settings.max_requests:
             raise Refused(503, "too many requests at the moment", retry_after=1)
+        if key.monthly_tokens is not None and self.usage.month(key.id) >= key.monthly_tokens:
+            told = f"this key has used its {key.monthly_tokens:,} tokens of this month"
+            raise Refused(429, told, code="insufficient_quota", retry_after=seconds_to_next_month())
         if allowance is not None:
             allowance.admit()
         self.answering += 1
+
+    def charge(self, key: str, prompt_tokens: int, answer_tokens: int) -> None:
+        """Note what an answer to this key has used, for months and days."""
+        try:
+            self.usage.add(key, prompt_tokens, answer_tokens)
+        except OSError as error:  # the answer counts more
+            log.error(json.dumps({"error": str(error)}))
 
     def leave_alone(self, port: int) -> None:
         """Give an engine no requests until it says that it is well."""

@@ -4,6 +4,7 @@ A field of a request that is not here is refused by name rather than dropped, un
 can stop an engine.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -62,6 +63,10 @@ class Body(BaseModel):
     def schemas(self) -> list[dict[str, Any]]:
         """Those of its tools and of the answer."""
         return []
+
+    def schema_characters(self) -> int:
+        """How long a schema is that the answer must fit: no model reads it, but the engine must."""
+        return 0
 
     def streams(self) -> bool:
         """Whether the answer comes piece by piece."""
@@ -178,7 +183,9 @@ class Chat(Generation):
             for name in ("tools", "tool_choice", "parallel_tool_calls"):
                 fields.pop(name, None)
         for tool in fields.get("tools", []):
-            tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
+            tool["function"].setdefault(
+                "parameters", {"type": "object", "properties": {}, "additionalProperties": False}
+            )
         for message in fields["messages"]:
             if not reads_tools:
                 message.pop("tool_calls", None)
@@ -188,6 +195,12 @@ class Chat(Generation):
         """The turns, and the tools."""
         tools = [tool.model_dump_json(exclude_none=True) for tool in self.tools or []] if self.may_call() else []
         return [*tools, *(message.read() for message in self.messages)]
+
+    def schema_characters(self) -> int:
+        """Those of the answer's."""
+        if not isinstance(self.response_format, JsonOfSchema):
+            return 0
+        return len(json.dumps(self.response_format.json_schema["schema"], ensure_ascii=False))
 
     def schemas(self) -> list[dict[str, Any]]:
         """Those of the tools and of the answer."""

@@ -48,7 +48,7 @@ def application(home: Path) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        if settled := door.audit.settle():
+        if settled := door.audit.settle(door.charge):
             log.warning(json.dumps({"settled": settled}))
         tasks = [asyncio.create_task(work) for work in (housekeeping(), door.look())]
         yield
@@ -112,7 +112,7 @@ class Routes:
             raise Refused(503, "nothing is served yet", retry_after=10)
         path = request.scope["path"]
         body = parse(BODIES[path], await read_body(request, door.settings), release.max_model_length)
-        door.admit(body, allowance)
+        door.admit(body, key, allowance)
         answer = Answer(door, path, body, key, allowance, request.state.id)
         request.state.id = answer.record.fields["request_id"]
         return answer
@@ -185,6 +185,8 @@ class Routes:
         key = request.state.key = self.door.key_of(request.headers.get("authorization", ""))
         if key.revoked:
             raise Refused(401, "this API key is revoked", code="invalid_api_key")
+        if key.has_expired():
+            raise Refused(401, f"this API key has expired on {key.expires:%Y-%m-%d}", code="invalid_api_key")
         allowance = request.state.allowance = self.door.allowance_of(key)
         return key, allowance
 

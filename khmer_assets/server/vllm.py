@@ -20,8 +20,9 @@ from khmer_assets.server.state import AdapterVersion, ModelServerError, ModelVer
 
 VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
 # What makes answers fit a schema. vLLM's own choice, xgrammar, took 216 s to compile 30 bounds on the lengths of texts
-# (a vocabulary of 49,152; one core), and others wait meanwhile; llguidance took 3 ms.
-SCHEMA_BACKEND = {"backend": "guidance"}
+# (a vocabulary of 49,152; one core), and others wait meanwhile; llguidance took 3 ms. Without the second, small models
+# write spaces for ever.
+SCHEMA_BACKEND = {"backend": "guidance", "disable_any_whitespace": True}
 
 
 class Vllm:
@@ -66,6 +67,7 @@ class Vllm:
             "VLLM_API_KEY": engine_key(folder),  # an argument would show in the list of processes
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",  # by tags that xgrammar alone reads
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(release.takes_adapters),
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",  # seconds; the gateway closes idle connections first
             "DO_NOT_TRACK": "1",
