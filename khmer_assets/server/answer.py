@@ -20,7 +20,7 @@ from khmer_assets.server.paths import ENGINE_PATHS
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import Body, Chat, Generation, Tokenization
+from khmer_assets.server.requests import Body, Chat, Embeddings, Generation, Tokenization
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 # For limits, of answers whose users left before the engine had told any tokens: roughly what it has done for them.
@@ -106,9 +106,10 @@ class Answer:
         tried: set[int] = set()
         broken = 0
         while True:
-            port = await door.balance.engine(tried, deadline)
+            balance = door.embedding if isinstance(self.body, Embeddings) else door.balance
+            port = await balance.engine(tried, deadline)
             try:
-                with door.balance.counted(port):
+                with balance.counted(port):
                     return await self._from(port, send)
             except (Unreachable, EngineStarting):  # it has not begun with the request
                 self.asked = None
@@ -128,14 +129,7 @@ class Answer:
     async def _from(self, port: int, send: Send) -> None:
         """One attempt. Raises `Unreachable`, `EngineStarting`, `EngineFailure`, `ConnectionError` and `Refused`."""
         door = self.door
-        release, kind = door.state.release, door.kind
-        assert release is not None and kind is not None, "an engine serves a release"
-        if self.body.model not in door.names:  # it was when the request came
-            raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
-        adapter = door.names[self.body.model]
-        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
-        version = (adapter or release).names[1]
-        self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
+        kind, version = door.kind_for(self.body.model), self._version()
         content = kind.content(self.body.model_copy(update={"model": version}))
         self.asked = time.monotonic()
         async with door.connections.asked(port, "POST", ENGINE_PATHS.get(self.path, self.path), content) as response:
@@ -162,6 +156,22 @@ class Answer:
             await self._start(send, response.status, response.content_type)
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
+    def _version(self) -> str:
+        """The version that is to answer, as the engine calls it; noted for who asks later. Raises `Refused`."""
+        door, name = self.door, self.body.model
+        if isinstance(self.body, Embeddings):
+            self.answered_by |= {"model": name, "adapter": ""}
+            return name
+        release = door.state.release
+        assert release is not None, "an engine serves a release"
+        if name not in door.names:  # it was when the request came
+            raise Refused(404, f"{name!r} is no longer served", code="model_not_found", parameter="model")
+        adapter = door.names[name]
+        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        version = (adapter or release).names[1]
+        self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
+        return version
+
     async def _stream(self, response: Connection, send: Send) -> None:
         self.events = self.form.events(self.record.id)
         async for piece in response:
@@ -173,9 +183,9 @@ class Answer:
                 await response.forward(self._pass_on)
             if self.events.failure is not None:
                 break
-        if self.events.refusal and not self.started and self.door.kind:
+        if self.events.refusal and not self.started:
             self.outcome = "refused"
-            if refused := self.door.kind.refusal(*self.events.refusal, self.path):
+            if refused := self.door.kind_for(self.body.model).refusal(*self.events.refusal, self.path):
                 raise refused
         if not self.events.ended:
             raise EngineFailure(self.events.failure or "the stream has no end mark")
@@ -197,10 +207,9 @@ class Answer:
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
-        headers = [
-            (b"content-type", content_type.encode()),
-            (b"x-khmer-release", str(self.record.fields["release"]).encode()),
-        ]
+        headers = [(b"content-type", content_type.encode())]
+        if release := self.record.fields["release"]:
+            headers.append((b"x-khmer-release", release.encode()))
         if adapter := self.record.fields["adapter"]:
             headers.append((b"x-khmer-adapter", adapter.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})

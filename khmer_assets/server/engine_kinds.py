@@ -17,19 +17,8 @@ from khmer_assets.server.tool_formats import reads_tools, template_of, vllm_pars
 from khmer_assets.server.vllm import Vllm
 
 
-class EngineKind(Protocol):
-    """All that differs between engines: how one is started, and in which words it is asked and refuses."""
-
-    def require(self, model: Path) -> None:
-        """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
-
-    def command(
-        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
-    ) -> tuple[list[str], dict[str, str], Path]:
-        """What starts an engine on 127.0.0.1:`port`: the words, what they add to the environment, and where.
-
-        `folder` holds the server's state. Raises `ModelServerError` when the engine is not installed.
-        """
+class AskedKind(Protocol):
+    """In which words something is asked, and refuses."""
 
     def check(self, body: Body) -> None:
         """Raise `Refused` for what the engine cannot do."""
@@ -42,6 +31,21 @@ class EngineKind(Protocol):
 
     def refusal(self, status: int, answer: bytes, path: str) -> Refused | None:
         """An error that the engine has answered, as OpenAI would tell it; None where the answer itself does."""
+
+
+class EngineKind(AskedKind, Protocol):
+    """All that differs between engines: how one is started, and in which words it is asked and refuses."""
+
+    def require(self, model: Path) -> None:
+        """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
+
+    def command(
+        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
+    ) -> tuple[list[str], dict[str, str], Path]:
+        """What starts an engine on 127.0.0.1:`port`: the words, what they add to the environment, and where.
+
+        `folder` holds the server's state. Raises `ModelServerError` when the engine is not installed.
+        """
 
 
 def kind_of(model: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> EngineKind:

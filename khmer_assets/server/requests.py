@@ -229,10 +229,22 @@ class Completion(Generation):
         return max(map(len, self.texts()))
 
 
+def _no_tokens(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise ValueError(
+            "expected texts, not token ids of another model's; LangChain: check_embedding_ctx_length=False"
+        )
+    return value
+
+
+NO_TOKENS = BeforeValidator(_no_tokens)
+NotEmpty = Annotated[Text, Field(min_length=1)]
+
+
 class Embeddings(Body):
     """POST /v1/embeddings"""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
+    input: Annotated[NotEmpty | Annotated[list[NotEmpty], Field(min_length=1, max_length=256)], NO_TOKENS]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
 
@@ -241,8 +253,8 @@ class Embeddings(Body):
         return [self.input] if isinstance(self.input, str) else self.input
 
     def longest(self) -> int:
-        """Characters of the longest input."""
-        return max(map(len, self.texts()))
+        """None: the embedder counts for itself."""
+        return 0
 
 
 class Tokenization(Body):

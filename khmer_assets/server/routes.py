@@ -146,7 +146,10 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
         balance = self.door.balance
-        text = self.door.metrics.text(await self._engines(), balance.running, balance.waiting)
+        embedding = self.door.embedding
+        up = await self._engines() | await self._healthy(embedding.ports)
+        running = balance.running + embedding.running
+        text = self.door.metrics.text(up, running, balance.waiting + embedding.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
@@ -193,5 +196,7 @@ class Routes:
     async def _engines(self) -> dict[int, bool]:
         """Whether the engine on each port says now that it is well."""
         self.door.refresh()
-        ports = self.door.state.ports
+        return await self._healthy(self.door.state.ports)
+
+    async def _healthy(self, ports: tuple[int, ...]) -> dict[int, bool]:
         return dict(zip(ports, await asyncio.gather(*map(self.door.connections.healthy, ports)), strict=True))
