@@ -58,7 +58,8 @@ def only_call(message: Any) -> tuple[str, dict[str, str]]:
 
 def streamed(pieces: Any) -> tuple[str, dict[int, list[str]], str | None]:
     """The text, the names and arguments of the calls, and why it ended."""
-    text, calls, reason = "", {}, None
+    text, reason = "", None
+    calls: dict[int, list[str]] = {}
     for piece in pieces:
         for choice in piece.choices:
             text += choice.delta.content or ""
@@ -197,6 +198,7 @@ def response_format(api: Api) -> None:
     assert json.loads(text).keys() == found.keys()
     assert api.said(response_format={"type": "json_object"}, max_tokens=8).lstrip().startswith("{")
     assert api.said(response_format={"type": "text"}) == api.said()
+    wrong: dict[str, Any]
     for wrong in ({"type": "nonsense"}, {"not": {}}, {"$ref": "http://localhost/x"}):
         api.refused("", response_format=schema_format(wrong))
     pattern = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z]{3}$"}}, "required": ["a"]}
