@@ -70,7 +70,7 @@ def _ended(begun: Fields, output: list[Fields], reason: str | None, usage: Field
     told = usage or {}
     used = {
         "input_tokens": told.get("prompt_tokens", 0),
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": told.get("completion_tokens", 0),
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": told.get("total_tokens", 0),

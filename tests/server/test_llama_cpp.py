@@ -24,7 +24,7 @@ from khmer_assets.server.refusals import Refused
 from khmer_assets.server.state import ModelServerError, ServerState
 from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port, questions_until, spoil
-from tests.tiny_model import KHMER_TEXTS, save_tiny_model
+from tests.tiny_model import KHMER_TEXTS, WEATHER, save_tiny_model
 
 CHAT: list[Any] = [{"role": "user", "content": "តើត្រីនៅផ្សារថ្លៃទេ?"}]
 CONTEXT = 256
@@ -225,6 +225,7 @@ def test_a_replica_dies_and_a_release_comes_after_the_old_one_and_questions_wait
         ("/v1/completions", {"prompt": "មួយ", "logprobs": 1}, 400, "logprobs: .* in chats only"),
         ("/v1/completions", {"prompt": "មួយ", "echo": True}, 400, "echo: "),
         ("/v1/embeddings", {"input": "មួយ"}, 404, "does not answer /v1/embeddings"),
+        ("/v1/chat/completions", {"messages": CHAT, "tools": [WEATHER]}, 400, "tools: .* chat template"),
     ],
 )
 def test_what_llama_cpp_cannot_do_is_refused_by_name(server, path, fields, status, message):
