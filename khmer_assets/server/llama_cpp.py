@@ -24,10 +24,11 @@ from khmer_assets.server.keys import engine_key
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.requests import Body, Chat, Completion, Embeddings, Generation, Tokenization
 from khmer_assets.server.state import AdapterVersion, ModelVersion
-from khmer_assets.server.structure import ToolChoice, keywords
+from khmer_assets.server.structure import ToolChoice, keywords, written_out
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 SLOTS = 8
+MAX_SCHEMAS = 2000  # it writes each $ref out, and answers nobody meanwhile: a kilobyte can stand for a thousand million
 # Keywords of JSON Schema that llama.cpp passes over, and `pattern`, with which it can fail to read its own answer
 UNENFORCED = {"pattern", "patternProperties", "propertyNames", "multipleOf", "uniqueItems", "contains", "minContains"}
 UNENFORCED |= {"maxContains", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "not", "if"}
@@ -110,6 +111,10 @@ def translated(body: Body, reads_tools: bool = False) -> dict[str, Any]:
         if body.stream:
             fields |= {"stream_options": {"include_usage": True}, "timings_per_token": True}
     for schema in body.schemas():
+        if written_out(schema) > MAX_SCHEMAS:
+            raise _unable(
+                "$ref", f"written out, this schema holds more than {MAX_SCHEMAS:,}, and this engine writes it out"
+            )
         if unknown := UNENFORCED.intersection(keywords(schema)):
             raise _unable(sorted(unknown)[0], "this model's engine does not keep to it; leave it out of the schema")
     if isinstance(body, Chat) and body.may_call():

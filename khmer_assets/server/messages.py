@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from khmer_assets.server.structure import FunctionName
+from khmer_assets.server.structure import FunctionName, depth_of
 
+MAX_DEPTH = 64  # of arguments: templates write them by functions that call themselves
 Text = Annotated[str, Field(max_length=16_777_216)]
 
 
@@ -57,11 +58,11 @@ def _an_object(arguments: str) -> str:
     try:
         if not arguments.strip():
             return "{}"  # of a function that takes none
-        if isinstance(json.loads(arguments), dict):
+        if isinstance(found := json.loads(arguments), dict) and depth_of(found) <= MAX_DEPTH:
             return arguments
     except (ValueError, RecursionError):
         pass
-    raise ValueError("expected a JSON object; a call that was cut cannot be sent again")
+    raise ValueError(f"expected a JSON object, at most {MAX_DEPTH} deep; a call that was cut cannot be sent again")
 
 
 class Called(BaseModel):

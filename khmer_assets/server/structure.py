@@ -5,6 +5,7 @@ which of it an engine can do (`vllm.py`, `llama_cpp.py`), and what a template ma
 """
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -163,3 +164,44 @@ def keywords(schema: Any) -> Iterator[str]:
                     left += value.values()
                 elif key not in DATA:
                     left.append(value)
+
+
+def written_out(schema: dict[str, Any]) -> float:
+    """How many schemas it holds when each `$ref` is written out; one that leads back to itself ends there.
+
+    >>> written_out({"$defs": {"a": {"type": "string"}}, "items": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]})
+    5
+    """
+    known: dict[str, int] = {}
+
+    def size(one: Any) -> int:
+        if isinstance(one, list):
+            return sum(map(size, one))
+        if not isinstance(one, dict):
+            return 0
+        told = 0
+        for key, value in one.items():
+            if key in NAMED_SCHEMAS and isinstance(value, dict):
+                told += 0 if key in ("$defs", "definitions") else size(list(value.values()))
+            elif key not in DATA:
+                told += size(value)
+        reference = one.get("$ref")
+        if isinstance(reference, str):
+            if reference not in known:
+                known[reference] = 0
+                known[reference] = size(_found(schema, reference))
+            told += known[reference]
+        return told + 1
+
+    try:
+        return size(schema)
+    except RecursionError:
+        return math.inf
+
+
+def _found(schema: Any, reference: str) -> Any:
+    """What a reference within the document names; None where there is no such thing."""
+    for step in reference.removeprefix("#").split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        schema = schema.get(name) if isinstance(schema, dict) else None
+    return schema

@@ -212,6 +212,11 @@ def response_format(api: Api) -> None:
         assert len(json.loads(api.said(response_format=schema_format(pattern)))["a"]) == 3
     else:
         api.refused("pattern: ", response_format=schema_format(pattern))
+    twice = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
+    many = {"type": "array", "minItems": 10**6, "items": {"type": "string", "minLength": 10**6}}
+    for hostile in ({"$defs": {**twice, "d30": {"type": "integer"}}, "$ref": "#/$defs/d0"}, many):
+        body = {"model": "khmer", "messages": RAIN, "max_tokens": 4, "response_format": schema_format(hostile)}
+        assert api.post("/v1/chat/completions", **body).status_code in (200, 400)
     api.refused("expected one of them", tools=[WEATHER], response_format={"type": "json_object"})
 
 

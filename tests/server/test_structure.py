@@ -1,11 +1,13 @@
 """How large and deep schemas are, and which keywords stand in them, whatever their writers have named."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.server.refusals import Refused
-from khmer_assets.server.structure import SchemaLimits, depth_of, keywords, require_within
+from khmer_assets.server.structure import SchemaLimits, depth_of, keywords, require_within, written_out
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -29,6 +31,20 @@ def test_names_and_data_of_a_writer_are_no_keywords():
     found = set(keywords(schema))
     assert found == {"properties", "type", "enum", "$ref", "$defs", "anyOf", "const", "items", "maxLength", "required"}
     assert "pattern" in set(keywords({"properties": {"a": {"items": [{"pattern": "^a$"}]}}}))
+
+
+@pytest.mark.parametrize("doublings", [3, 10, 30, 3000])
+def test_references_count_as_often_as_they_are_written_out(doublings):
+    twice = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(doublings)}
+    schema = {"$defs": {**twice, f"d{doublings}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
+    assert written_out(schema) > 2**doublings or written_out(schema) == math.inf
+    assert written_out(schema) < 4 * 2**doublings or doublings > 1000
+
+
+def test_references_that_lead_back_or_nowhere_end():
+    tree = {"type": "object", "properties": {"a~b/c": {"items": {"$ref": "#"}}, "d": {"$ref": "#/properties/a~0b~1c"}}}
+    assert written_out(tree) == 12  # once more than it is long
+    assert written_out({"$ref": "#/$defs/none"}) == written_out({"$ref": "http://localhost/x"}) == 1
 
 
 def test_the_schemas_of_a_request_are_bounded_together():
