@@ -222,9 +222,9 @@ class Answer:
             finally:
                 self.door.answering -= 1
                 read, written = self._used()
-                self.door.charge(self.record.fields["key_id"], read, written)
                 if self.allowance is not None:
                     self.allowance.release(read + written)
+                self.door.charge(self.record.fields["key_id"], read, written)
 
     def _used(self) -> tuple[int, int]:
         """Tokens read and written, for limits: with a schema that the answer had to fit."""

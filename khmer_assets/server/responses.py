@@ -127,7 +127,7 @@ class ResponseStreamOptions(BaseModel):
 
 
 def _kept(value: Any) -> Any:
-    if value not in (None, False):
+    if value is not None and value is not False:  # 0 is neither
         raise ValueError("nothing is kept here from one request to the next; send the turns again in input")
     return value
 

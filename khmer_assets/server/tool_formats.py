@@ -43,7 +43,6 @@ def vllm_parser(template: str) -> str | None:
     return next((name for name, mark in MARKS if mark in template), None)
 
 
-@lru_cache(maxsize=8)  # a GGUF file's head can hold 150,000 tokens before it
 def template_of(model: Path) -> str:
     """The chat template of the model in a folder, transformers' or with a GGUF file; "" where there is none."""
     if file := next(model.glob("*.gguf"), None):
@@ -58,6 +57,7 @@ def template_of(model: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
+@lru_cache(maxsize=8)  # up to 150,000 tokens may stand before it
 def gguf_template(file: Path) -> str:
     """The chat template in the head of a GGUF file; "" where there is none, or the file is none.
 

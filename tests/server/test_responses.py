@@ -34,6 +34,7 @@ def test_items_are_turns_of_a_chat_and_calls_belong_to_the_turn_before_them():
     ("wrong", "told"),
     [
         ({"previous_response_id": "resp_1"}, "nothing is kept"),
+        ({"conversation": 0}, "nothing is kept"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "tag 'reasoning' found"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
