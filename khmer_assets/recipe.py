@@ -113,6 +113,8 @@ class Recipe(Settings):
         names = [adapter.name for adapter in self.adapters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two adapters are named {twice[0]!r}; give each its own name")
+        if self.serving.embedder and "embedding" in names:
+            raise ValueError("an adapter is named 'embedding', as serving.embedder is served; give it another name")
         return self
 
     @property

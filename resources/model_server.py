@@ -18,6 +18,7 @@ import httpx
 from pydantic import Field
 
 from khmer_assets.foundation.processes import PortInUse, free_ports, stop_all
+from khmer_assets.server.embedder import version_of
 from khmer_assets.server.engines import Engine, known_engines, require_engine
 from khmer_assets.server.gateway_process import GatewayProcess
 from khmer_assets.server.gateway_settings import GatewaySettings, descriptors_missing, tls_context
@@ -53,6 +54,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     `replicas`: engines at a time. `replace`: a new release starts `beside` the old one, or `after` it has stopped,
     where there is no memory for both. `drain_seconds`: how long running answers may still take on the old one.
     `engine`: the engine's own settings by name. `gateway`: `khmer_assets/server/gateway_settings.py`.
+    `embedder`: a sentence-transformers model (a folder or a hub's name), or "".
     """
 
     home: str
@@ -62,6 +64,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     replace: str = "beside"
     drain_seconds: float = 300
     engine: dict[str, Any] = Field(default_factory=dict)
+    embedder: str = ""
     gateway: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -228,6 +231,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
                 if self._state.release is not None:
                     self._state.model_copy(update={"stopped": True}).write(self._folder)
             gateway, engines = stop_all(self._folder, "gateway*"), stop_all(self._folder, "engine-*")
+            stop_all(self._folder, "embedder-*")
             stop_all(self._folder / "tuning", "engine-*")  # of a search that was killed
             return gateway or engines
 
@@ -251,7 +255,9 @@ class ModelServer(dg.ConfigurableResource[Any]):
 
     def _with_settings(self, state: ServerState) -> ServerState:
         """The state as the recipe wants its gateway, and running."""
-        return state.model_copy(update={"gateway": self.gateway or state.gateway, "stopped": False})
+        found = version_of(self.embedder, state, self.port)
+        gateway = self.gateway or state.gateway
+        return state.model_copy(update={"gateway": gateway, "embedder": found, "stopped": False})
 
     @contextmanager
     def _locked(self, say: Say) -> Iterator[None]:
@@ -274,7 +280,8 @@ class ModelServer(dg.ConfigurableResource[Any]):
         else:
             gateway.require_port()
         self._end_engines(former.ports, say)  # what an interrupted deployment has left
-        engines = [Engine(self._folder, port) for port in self._engine_ports(former.ports)]
+        taken = (*former.ports, *([former.embedder.port] if former.embedder else []))
+        engines = [Engine(self._folder, port) for port in self._engine_ports(taken)]
         goes = former.release if former.release != wanted else former.former
         bases = {release.base for release in (wanted, goes) if release is not None}
         state = ServerState(
@@ -284,6 +291,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             rolled_back=rolled_back,
             adapters=tuple(adapter for adapter in former.adapters if adapter.base in bases),
             retired=former.retired,
+            embedder=version_of(self.embedder, former, self.port, tuple(engine.port for engine in engines)),
             gateway=self.gateway,
         )
         try:

@@ -64,6 +64,49 @@ def save_tiny_model(
     return folder
 
 
+# shows tools and asks for calls as Qwen 2.5's does
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nFunctions:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
+    'Write <tool_call>\n{"name": NAME, "arguments": OBJECT}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}"
+    '\n<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+RAIN: list[Any] = [{"role": "user", "content": "តើមេឃភ្លៀងទេ?"}]
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY}}
+WEATHER_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "ភ្នំពេញ"}}\n</tool_call><|im_end|>'
+
+
+def save_tool_model(folder: Path) -> Path:
+    """Save a tiny model that, asked RAIN with the tool WEATHER, calls it, and knows nothing else."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    save_tiny_model(folder, max_position_embeddings=1024)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    asked = tokenizer.apply_chat_template(RAIN, tools=[WEATHER], add_generation_prompt=True, tokenize=False)
+    read, written = (tokenizer(text)["input_ids"] for text in (asked, WEATHER_CALL))
+    tokens, labels = torch.tensor([read + written]), torch.tensor([[-100] * len(read) + written])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loss = None
+    for _ in range(100):
+        loss = model(input_ids=tokens, labels=labels).loss
+        if loss < 0.01:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss is not None and loss < 0.05, "it has learned the call"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def save_tiny_adapter(model: Path, folder: Path, seed: int = 0, rank: int = 8) -> Path:
     """Save a random LoRA adapter of the model in the folder `model` to `folder`."""
     import torch

@@ -83,7 +83,7 @@ def _run(dry_run: bool) -> int:
     for name, address in services.addresses().items():
         print(f"  {name:<9}  {address}")
     print(f"  model      {server.base_url}  (key in {server.key_file})")
-    print(f"  chat page  {server.address}")
+    print(f"  chat page  {server.address}/#key={server.api_key()}")
     print(f"  report     {store.current('benchmark_report') / 'report.md'}\n")
     return 1 if summary.failed else 0
 

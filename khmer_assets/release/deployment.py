@@ -6,8 +6,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from khmer_assets.base_model.bring_in import folder_or_name
 from khmer_assets.foundation.settings import PositiveFloat, PositiveInt, Settings
 from khmer_assets.server.client import ask
 from khmer_assets.server.gateway_settings import GatewaySettings
@@ -32,7 +33,8 @@ class Deployment(Settings):
     `max_model_length`: tokens, prompt and answer together. `replace`: a new release starts `beside` the old one, or
     `after` it, on a GPU with no room for both. `drain_seconds`: how long running answers may take to end on the old
     release. `engine`: the engine's own settings (vLLM's or, for a GGUF file, those of xllamacpp's `CommonParams`),
-    where `serving_tuning` shall not choose.
+    where `serving_tuning` shall not choose. `embedder`: the sentence-transformers model that makes embeddings, a hub's
+    name or a folder that begins with ./, / or ~.
     """
 
     host: Annotated[str, AfterValidator(_is_address)] = "127.0.0.1"
@@ -44,6 +46,7 @@ class Deployment(Settings):
     replace: Literal["beside", "after"] = "beside"
     drain_seconds: PositiveFloat = 300
     engine: dict[str, EngineValue] = {}
+    embedder: Annotated[str, BeforeValidator(folder_or_name)] | None = None
     gateway: GatewaySettings = GatewaySettings()
 
     @model_validator(mode="after")

@@ -12,14 +12,15 @@ from starlette.types import Receive, Scope, Send
 
 from khmer_assets.server.audit_log import Record
 from khmer_assets.server.connections import Connection, Unreachable
-from khmer_assets.server.events import Events, failure_in
+from khmer_assets.server.events import failure_in
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response
 from khmer_assets.server.keys import Key
+from khmer_assets.server.paths import ENGINE_PATHS
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import Body, Chat, Generation
+from khmer_assets.server.requests import Body, Chat, Embeddings, Generation, Tokenization
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 # For limits, of answers whose users left before the engine had told any tokens: roughly what it has done for them.
@@ -45,13 +46,12 @@ class Answer:
     def __init__(self, door: FrontDoor, path: str, body: Body, key: Key, allowance: Allowance | None, request_id: str):
         self.door = door
         self.path = path
-        self.body = body
+        self.form = body  # in which the user gets the answer
+        self.body = body.for_engine()
         self.allowance = allowance
-        self.record = Record(door.audit, path, body, key.id, request_id)
+        self.record = Record(door.audit, path, self.body, key.id, request_id)
+        self.events = body.events(self.record.id)
         self.answered_by = {"model": "", "adapter": "", "tier": key.tier}
-        self.asked_for_usage = isinstance(body, Generation) and bool(
-            body.stream_options and body.stream_options.include_usage
-        )
         self.status = 500
         self.started = False  # whether the user has got anything
         self.outcome = "failed"
@@ -88,8 +88,8 @@ class Answer:
         if refused:
             if not self.started:
                 await error_response(refused)(scope, receive, send)
-            else:  # an error among the pieces: OpenAI's client raises it
-                event = b"data: " + json.dumps(refused.body()).encode() + b"\n\n"
+            else:
+                event = self.events.broken(refused)
                 await send({"type": "http.response.body", "body": event, "more_body": False})
         self._tell()
 
@@ -106,9 +106,10 @@ class Answer:
         tried: set[int] = set()
         broken = 0
         while True:
-            port = await door.balance.engine(tried, deadline)
+            balance = door.embedding if isinstance(self.body, Embeddings) else door.balance
+            port = await balance.engine(tried, deadline)
             try:
-                with door.balance.counted(port):
+                with balance.counted(port):
                     return await self._from(port, send)
             except (Unreachable, EngineStarting):  # it has not begun with the request
                 self.asked = None
@@ -128,17 +129,10 @@ class Answer:
     async def _from(self, port: int, send: Send) -> None:
         """One attempt. Raises `Unreachable`, `EngineStarting`, `EngineFailure`, `ConnectionError` and `Refused`."""
         door = self.door
-        release, kind = door.state.release, door.kind
-        assert release is not None and kind is not None, "an engine serves a release"
-        if self.body.model not in door.names:  # it was when the request came
-            raise Refused(404, f"{self.body.model!r} is no longer served", code="model_not_found", parameter="model")
-        adapter = door.names[self.body.model]
-        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
-        version = (adapter or release).names[1]
-        self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
+        kind, version = door.kind_for(self.body.model), self._version()
         content = kind.content(self.body.model_copy(update={"model": version}))
         self.asked = time.monotonic()
-        async with door.connections.asked(port, "POST", self.path, content) as response:
+        async with door.connections.asked(port, "POST", ENGINE_PATHS.get(self.path, self.path), content) as response:
             self.status = response.status
             if response.status == 503:
                 raise EngineStarting
@@ -157,11 +151,29 @@ class Answer:
                     raise refused
             self.record.whole(answer)
             self._close()
+            if response.status == 200:
+                answer = self.form.told(answer, self.record.id)
             await self._start(send, response.status, response.content_type)
             await send({"type": "http.response.body", "body": answer, "more_body": False})
 
+    def _version(self) -> str:
+        """The version that is to answer, as the engine calls it; noted for who asks later. Raises `Refused`."""
+        door, name = self.door, self.body.model
+        if isinstance(self.body, Embeddings):
+            self.answered_by |= {"model": name, "adapter": ""}
+            return name
+        release = door.state.release
+        assert release is not None, "an engine serves a release"
+        if name not in door.names:  # it was when the request came
+            raise Refused(404, f"{name!r} is no longer served", code="model_not_found", parameter="model")
+        adapter = door.names[name]
+        self.record.fields |= {"release": release.digest, "adapter": adapter and adapter.digest}
+        version = (adapter or release).names[1]
+        self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
+        return version
+
     async def _stream(self, response: Connection, send: Send) -> None:
-        self.events = Events(self.asked_for_usage)
+        self.events = self.form.events(self.record.id)
         async for piece in response:
             if events := self._kept(piece):
                 if not self.started:
@@ -171,6 +183,10 @@ class Answer:
                 await response.forward(self._pass_on)
             if self.events.failure is not None:
                 break
+        if self.events.refusal and not self.started:
+            self.outcome = "refused"
+            if refused := self.door.kind_for(self.body.model).refusal(*self.events.refusal, self.path):
+                raise refused
         if not self.events.ended:
             raise EngineFailure(self.events.failure or "the stream has no end mark")
         self.outcome = "completed"
@@ -191,10 +207,9 @@ class Answer:
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
-        headers = [
-            (b"content-type", content_type.encode()),
-            (b"x-khmer-release", str(self.record.fields["release"]).encode()),
-        ]
+        headers = [(b"content-type", content_type.encode())]
+        if release := self.record.fields["release"]:
+            headers.append((b"x-khmer-release", release.encode()))
         if adapter := self.record.fields["adapter"]:
             headers.append((b"x-khmer-adapter", adapter.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -206,17 +221,27 @@ class Answer:
                 self.record.close(self.outcome, self.error)
             finally:
                 self.door.answering -= 1
+                read, written = self._used()
                 if self.allowance is not None:
-                    self.allowance.release(self.record.tokens or self._estimate())
+                    self.allowance.release(read + written)
+                self.door.charge(self.record.fields["key_id"], read, written)
 
-    def _estimate(self) -> int:
-        """Tokens of an answer that its user did not wait for, of which the engine has told none."""
-        if self.outcome in ("completed", "refused") or self.asked is None or not isinstance(self.body, Generation):
-            return 0
+    def _used(self) -> tuple[int, int]:
+        """Tokens read and written, for limits: with a schema that the answer had to fit."""
+        used = self.record.fields.get("usage")
+        told = (used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0) if used else self._estimate()
+        return told[0] + (round(self.body.schema_characters() / CHARACTERS_A_TOKEN) if any(told) else 0), told[1]
+
+    def _estimate(self) -> tuple[int, int]:
+        """As `_used`, of an answer that its user did not wait for, of which the engine has told none."""
+        if self.outcome in ("completed", "refused") or self.asked is None or isinstance(self.body, Tokenization):
+            return 0, 0
+        read = round(sum(map(len, self.body.texts())) / CHARACTERS_A_TOKEN)
+        if not isinstance(self.body, Generation):
+            return read, 0
         most = (self.body.max_completion_tokens if isinstance(self.body, Chat) else None) or self.body.max_tokens
         written = (time.monotonic() - self.asked) * TOKENS_A_SECOND
-        read = sum(map(len, self.body.texts())) / CHARACTERS_A_TOKEN
-        return round(read + (min(written, most) if most else written) * (self.body.n or 1))
+        return read, round((min(written, most) if most else written) * (self.body.n or 1))
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,8 @@ from pydantic_core import from_json, to_json
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.server.events import has_ended
-from khmer_assets.server.requests import Body, Chat, Completion, Tokenization
+from khmer_assets.server.messages import AnyMessage, AssistantMessage, ToolMessage
+from khmer_assets.server.requests import Body, Chat, Generation, Tokenization
 
 JOURNALS = ".open"
 REDACTED = "[redacted]"
@@ -67,6 +68,7 @@ class Record:
             "time": now.isoformat(),
             "key_id": key,
             "user": body.user,
+            "metadata": body.metadata if isinstance(body, Generation) else None,
             "endpoint": path,
             "model": body.model,
             "release": None,
@@ -96,14 +98,13 @@ class Record:
             turns = self.body.messages
             system = [turn.text() for turn in turns if turn.role in ("system", "developer")]
             self.fields["system_prompt"] = "\n".join(system) or None
-            others = [{"role": turn.role, "content": turn.text()} for turn in turns]
+            others = [_told(turn) for turn in turns]
             self.fields["user_input"] = next((t["content"] for t in reversed(others) if t["role"] == "user"), None)
             self.fields["messages"] = others
         else:
             self.fields["system_prompt"] = None
-            self.fields["user_input"] = (
-                self.body.prompt if isinstance(self.body, Completion | Tokenization) else self.body.texts()[0]
-            )
+            texts = [self.body.prompt] if isinstance(self.body, Tokenization) else self.body.texts()
+            self.fields["user_input"] = texts[0] if len(texts) == 1 else texts
 
     def close(self, outcome: str, error: str | None = None) -> None:
         """Write the record: `outcome` is completed, cancelled, failed or interrupted.
@@ -165,19 +166,20 @@ class AuditLog:
         finally:
             os.close(descriptor)
 
-    def settle(self) -> int:
+    def settle(self, charge: Callable[[str, int, int], None] = lambda *_: None) -> int:
         """Turn the journals of a killed gateway into records; return how many. Call it before the first request.
 
-        One that cannot be written, because the disk is full, stays where it is.
+        `charge` is told the key of each, and how many tokens were read and written. A journal that cannot be settled,
+        because the disk is full, stays where it is.
         """
         settled = 0
         for journal in sorted((self.folder / JOURNALS).iterdir()):
             with suppress(OSError):
-                settled += self._settle(journal)
+                settled += self._settle(journal, charge)
                 journal.unlink()
         return settled
 
-    def _settle(self, journal: Path) -> bool:
+    def _settle(self, journal: Path, charge: Callable[[str, int, int], None]) -> bool:
         head, _, answer = journal.read_bytes().partition(b"\n")
         try:
             fields = json.loads(head)
@@ -189,7 +191,10 @@ class AuditLog:
         outcome = "completed" if whole else "interrupted"
         error = None if whole else "the gateway was killed"
         times = {"seconds_to_first_token": None, "seconds": None}
-        self.write(journal.name, fields | times | read_answer(answer) | {"outcome": outcome, "error": error})
+        told = read_answer(answer)
+        self.write(journal.name, fields | times | told | {"outcome": outcome, "error": error})
+        used = told["usage"] or {}
+        charge(fields["key_id"], used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
         return True
 
     def forget_old(self) -> dict[str, str]:
@@ -216,7 +221,7 @@ class AuditLog:
         elif isinstance(value, list):
             return [self._redacted(item) for item in value]
         elif isinstance(value, dict):
-            return {key: self._redacted(item) for key, item in value.items()}
+            return {self._redacted(key): self._redacted(item) for key, item in value.items()}
         return value
 
 
@@ -237,9 +242,12 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def read_answer(answer: bytes) -> dict[str, Any]:
-    """`output` (a text a choice, or None), `usage` and `finish_reason` of what an engine has sent, whole or in part."""
+    """What an engine has sent, whole or in part: `output` (a text a choice, or None), `tool_calls` (of the choices
+    that have any, or None), `usage` and `finish_reason`.
+    """
     texts: dict[int, list[str]] = {}
     reasons: dict[int, str] = {}
+    calls: dict[int, dict[int, dict[str, str]]] = {}  # by choice and place: name and arguments
     usage = None
     until_now: dict[int, dict[str, int]] = {}  # by choice: what a stream has told while it was running
     for message in _messages(answer):
@@ -252,15 +260,39 @@ def read_answer(answer: bytes) -> dict[str, Any]:
         for choice in choices:
             index = choice.get("index", 0)
             said = choice.get("delta") or choice.get("message") or choice
+            if called := said.get("tool_calls"):
+                _add_calls(calls.setdefault(index, {}), called)
             texts.setdefault(index, []).append(said.get("content") or said.get("text") or "")
             if choice.get("finish_reason"):
                 reasons[index] = choice["finish_reason"]
     outputs = ["".join(texts[index]) for index in sorted(texts)]
+    called = [list(calls[index].values()) for index in sorted(calls)]
     return {
         "output": outputs[0] if len(outputs) == 1 else outputs or None,
+        "tool_calls": called[0] if len(called) == 1 else called or None,
         "usage": usage or _together(list(until_now.values())),
         "finish_reason": ",".join(reasons[index] for index in sorted(reasons)) or None,
     }
+
+
+def _told(turn: AnyMessage) -> dict[str, Any]:
+    """A turn of a chat, as its record has it."""
+    told: dict[str, Any] = {"role": turn.role, "content": turn.text()}
+    if isinstance(turn, AssistantMessage) and turn.tool_calls:
+        told["tool_calls"] = [{"id": call.id, **call.function.model_dump()} for call in turn.tool_calls]
+    if isinstance(turn, ToolMessage):
+        told["tool_call_id"] = turn.tool_call_id
+    return told
+
+
+def _add_calls(calls: dict[int, dict[str, str]], told: list[dict[str, Any]]) -> None:
+    """Put pieces of calls, or whole ones, to those of a choice."""
+    for place, piece in enumerate(told):
+        call = calls.setdefault(piece.get("index", place), {"id": "", "name": "", "arguments": ""})
+        function = piece.get("function") or {}
+        call["id"] = piece.get("id") or call["id"]
+        call["name"] += function.get("name") or ""
+        call["arguments"] += function.get("arguments") or ""
 
 
 def _usage_of(timings: dict[str, Any] | None) -> dict[str, int] | None:

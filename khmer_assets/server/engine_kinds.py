@@ -4,29 +4,21 @@ What belongs here: what is asked of a kind, and which kind runs a model. What do
 in the kind's own module, `vllm.py` or `llama_cpp.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from khmer_assets.server.llama_cpp import LlamaCpp, gguf_file
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.requests import Body
 from khmer_assets.server.state import AdapterVersion, ModelVersion
+from khmer_assets.server.tool_formats import reads_tools, template_of, vllm_parser
 from khmer_assets.server.vllm import Vllm
 
 
-class EngineKind(Protocol):
-    """All that differs between engines: how one is started, and in which words it is asked and refuses."""
-
-    def require(self, model: Path) -> None:
-        """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
-
-    def command(
-        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
-    ) -> tuple[list[str], dict[str, str], Path]:
-        """What starts an engine on 127.0.0.1:`port`: the words, what they add to the environment, and where.
-
-        `folder` holds the server's state. Raises `ModelServerError` when the engine is not installed.
-        """
+class AskedKind(Protocol):
+    """In which words something is asked, and refuses."""
 
     def check(self, body: Body) -> None:
         """Raise `Refused` for what the engine cannot do."""
@@ -41,6 +33,27 @@ class EngineKind(Protocol):
         """An error that the engine has answered, as OpenAI would tell it; None where the answer itself does."""
 
 
-def kind_of(model: Path) -> EngineKind:
-    """The kind that runs the model in a folder: llama.cpp a GGUF file, vLLM a transformers folder."""
-    return LlamaCpp() if gguf_file(model) else Vllm()
+class EngineKind(AskedKind, Protocol):
+    """All that differs between engines: how one is started, and in which words it is asked and refuses."""
+
+    def require(self, model: Path) -> None:
+        """Raise `ModelServerError` unless the folder holds a model and the engine for it is installed."""
+
+    def command(
+        self, folder: Path, port: int, release: ModelVersion, adapters: tuple[AdapterVersion, ...]
+    ) -> tuple[list[str], dict[str, str], Path]:
+        """What starts an engine on 127.0.0.1:`port`: the words, what they add to the environment, and where.
+
+        `folder` holds the server's state. Raises `ModelServerError` when the engine is not installed.
+        """
+
+
+def kind_of(model: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> EngineKind:
+    """The kind that runs the model in a folder: llama.cpp a GGUF file, vLLM a transformers folder.
+
+    `settings` are the engine's own.
+    """
+    template = template_of(model)
+    if gguf_file(model):
+        return LlamaCpp(reads_tools(template))
+    return Vllm(reads_tools(template), settings.get("tool_call_parser") or vllm_parser(template))

@@ -35,7 +35,7 @@ class Engine:
 
     def start(self, release: ModelVersion, adapters: tuple[AdapterVersion, ...] = ()) -> None:
         """Start it in the background, unless it runs. Raises `ModelServerError` where that cannot be."""
-        kind = kind_of(kept_model(self.folder, release.digest))
+        kind = kind_of(kept_model(self.folder, release.digest), release.engine)
         command, env, cwd = kind.command(self.folder, self.port, release, adapters)
         try:
             self.process.start(command, env=env, cwd=cwd)

@@ -6,7 +6,9 @@ or has failed. What does not: where they come from and go (`answer.py`), and wha
 
 import re
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
+
+from khmer_assets.server.refusals import Refused
 
 END_MARK = b"data: [DONE]"  # the last event of a stream that has not broken off
 BETWEEN = b"\n\n"
@@ -25,6 +27,7 @@ class Events:
         self.with_usage = with_usage
         self.ended = False  # whether the stream's end mark has come
         self.failure: str | None = None  # what the engine has said instead of going on; nothing after that counts
+        self.refusal: tuple[int, bytes] | None = None  # the failure, where it is the request's: its status and event
         self._pending = b""  # the beginning of an event
 
     def whole(self, piece: bytes) -> bytes:
@@ -50,14 +53,30 @@ class Events:
                 kept.append(event + BETWEEN)
         return b"".join(kept)
 
+    def broken(self, refused: Refused) -> bytes:
+        """An event that says why nothing more comes; OpenAI's client raises it."""
+        return b"data: " + to_json(refused.body()) + BETWEEN
+
     def _before_failure(self, events: bytes) -> bytes:
         start = 0
         while (end := events.find(BETWEEN, start)) >= 0:
-            if (failure := failure_in(events[start:end].removeprefix(b"data:"))) is not None:
+            event = events[start:end].removeprefix(b"data:")
+            if (failure := failure_in(event)) is not None:
                 self.failure = failure
+                if (status := _status(event)) is not None:
+                    self.refusal = (status, event)
                 return events[:start]
             start = end + len(BETWEEN)
         return events
+
+
+def _status(event: bytes) -> int | None:
+    """The status of a failure that is the user's: vLLM looks at some of a request after it has answered with 200."""
+    try:
+        code = from_json(event)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, int) and 400 <= code < 500 else None
 
 
 def has_ended(events: bytes) -> bool:

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -24,7 +24,11 @@ OWNER = "owner"  # the id of this machine's own key, `<home>/server/api_key`
 
 
 class Key(BaseModel):
-    """One key. The secret is 256 random bits, so a plain SHA-256 of it is safe to keep."""
+    """One key. The secret is 256 random bits, so a plain SHA-256 of it is safe to keep.
+
+    `expires`: from when on it is worth nothing. `monthly_tokens`: prompts and answers of a calendar month (UTC).
+    `former_sha256`: of the text before the last rotation, which counts until `former_until`.
+    """
 
     id: str
     name: str
@@ -32,6 +36,29 @@ class Key(BaseModel):
     sha256: str
     created: datetime
     revoked: datetime | None = None
+    expires: datetime | None = None
+    monthly_tokens: int | None = None
+    former_sha256: str | None = None
+    former_until: datetime | None = None
+
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
+    def is_written(self, text: str) -> bool:
+        """Whether this is its text, or the one before that still counts."""
+        digest = _hash(text)
+        if hmac.compare_digest(digest, self.sha256):
+            return True
+        still = self.former_until is not None and datetime.now(UTC) < self.former_until
+        return still and hmac.compare_digest(digest, self.former_sha256 or "")
+
+
+class Unchanged:
+    """Stands for a setting of a key that a change leaves as it is."""
+
+
+UNCHANGED = Unchanged()
 
 
 KEYS = TypeAdapter(list[Key])
@@ -46,13 +73,40 @@ class KeyFile:
         self._seen: tuple[int, ...] | None = None
         self._keys: dict[str, Key] = {}
 
-    def create(self, name: str, tier: str) -> tuple[Key, str]:
+    def create(
+        self, name: str, tier: str, expires: datetime | None = None, monthly_tokens: int | None = None
+    ) -> tuple[Key, str]:
         """Add a key; return it and the text that its user sends, which is kept nowhere."""
         with self._changing() as keys:
             identity = secrets.token_hex(4)
-            text = f"{PREFIX}-{identity}-{secrets.token_urlsafe(32)}"
+            text = _text(identity)
             key = Key(id=identity, name=name, tier=tier, sha256=_hash(text), created=datetime.now(UTC))
+            key.expires, key.monthly_tokens = expires, monthly_tokens
             keys.append(key)
+        return key, text
+
+    def change(
+        self,
+        identity: str,
+        tier: str | None = None,
+        expires: datetime | Unchanged | None = UNCHANGED,
+        monthly_tokens: int | Unchanged | None = UNCHANGED,
+    ) -> Key:
+        """Another tier, end or budget from now on; None for none of the last two. Raises `LookupError`."""
+        with self._changing() as keys:
+            key = _one(keys, identity)
+            key.tier = tier or key.tier
+            key.expires = key.expires if isinstance(expires, Unchanged) else expires
+            key.monthly_tokens = key.monthly_tokens if isinstance(monthly_tokens, Unchanged) else monthly_tokens
+        return key
+
+    def rotate(self, identity: str, hours: float) -> tuple[Key, str]:
+        """Another text for a key; the one until now counts for so many hours more. Raises `LookupError`."""
+        with self._changing() as keys:
+            key = _one(keys, identity)
+            text = _text(identity)
+            key.former_sha256, key.former_until = key.sha256, datetime.now(UTC) + timedelta(hours=hours)
+            key.sha256 = _hash(text)
         return key, text
 
     def all(self) -> list[Key]:
@@ -69,11 +123,9 @@ class KeyFile:
     def revoke(self, identity: str) -> Key:
         """End a key from now on. Raises `LookupError` when there is none of this id."""
         with self._changing() as keys:
-            for key in keys:
-                if key.id == identity:
-                    key.revoked = key.revoked or datetime.now(UTC)
-                    return key
-        raise LookupError(f"no key has the id {identity!r}; `keys list` shows all")
+            key = _one(keys, identity)
+            key.revoked = key.revoked or datetime.now(UTC)
+        return key
 
     def find(self, text: str) -> Key | None:
         """The key that a user has sent, perhaps a revoked one; None for an unknown one."""
@@ -81,9 +133,7 @@ class KeyFile:
         prefix, _, rest = text.partition("-")
         identity = rest.partition("-")[0] if prefix == PREFIX else OWNER
         key = self._keys.get(identity)
-        if key is None or not hmac.compare_digest(_hash(text), key.sha256):
-            return None
-        return key
+        return key if key is not None and key.is_written(text) else None
 
     def _refresh(self) -> None:
         seen = (*file_version(self._file), *file_version(self.folder / "api_key"))
@@ -105,6 +155,17 @@ class KeyFile:
             aside.touch(mode=0o600)
             aside.write_bytes(KEYS.dump_json(keys, indent=1))
             os.replace(aside, self._file)
+
+
+def _one(keys: list[Key], identity: str) -> Key:
+    for key in keys:
+        if key.id == identity:
+            return key
+    raise LookupError(f"no key has the id {identity!r}; `keys list` shows all")
+
+
+def _text(identity: str) -> str:
+    return f"{PREFIX}-{identity}-{secrets.token_urlsafe(32)}"
 
 
 def _hash(text: str) -> str:

@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from khmer_assets.server.requests import BODIES, Body, Chat, Completion, Embeddings, Generation, Tokenization
+from khmer_assets.server.paths import BODIES
+from khmer_assets.server.requests import Body, Chat, Completion, Embeddings, Generation, Tokenization
+from khmer_assets.server.responses import Responses
+from khmer_assets.server.state import EMBEDDER_NAME
 
 ABOUT = """An OpenAI-compatible gateway. Paths that are not here are answered with 404, other methods with 405 and
 `Allow`, and what is no HTTP with 400, before it is known which path was meant."""
@@ -46,7 +49,7 @@ MODEL = _object(
     owned_by={"type": "string"},
     root={"type": "string"},
     parent=TEXT_OR_NOTHING,
-    max_model_len=COUNT,
+    max_model_len={"type": ["integer", "null"], "minimum": 0},
 )
 ERROR = _object(
     error=_object(message={"type": "string"}, type={"type": "string"}, param=TEXT_OR_NOTHING, code=TEXT_OR_NOTHING)
@@ -64,6 +67,9 @@ ANSWERS: dict[type[Body], dict[str, Any]] = {
     Chat: GENERATED,
     Completion: GENERATED,
     Embeddings: _object(data={"type": "array"}, model={"type": "string"}, usage={"type": "object"}),
+    Responses: _object(
+        id={"type": "string"}, model={"type": "string"}, output={"type": "array"}, status={"type": "string"}
+    ),
     Tokenization: _object(tokens={"type": "array", "items": COUNT}),
 }
 
@@ -90,7 +96,7 @@ def description(models: list[str]) -> dict[str, Any]:
     for body in BODIES.values():
         schema = schemas["$defs"][body.__name__]
         if models:
-            schema["properties"]["model"]["enum"] = models
+            schema["properties"]["model"]["enum"] = [EMBEDDER_NAME] if body is Embeddings else models
         if body in RULES:
             schema["allOf"] = RULES[body]
     chosen: dict[str, Any] = {"type": "string", "minLength": 1} | ({"enum": models} if models else {})
@@ -120,7 +126,7 @@ def description(models: list[str]) -> dict[str, Any]:
 
 def _asking(body: type[Body]) -> dict[str, Any]:
     """What an engine answers: OpenAI's events where they were asked for."""
-    content = _json(ANSWERS[body]) | (EVENTS if issubclass(body, Generation) else {})
+    content = _json(ANSWERS[body]) | (EVENTS if issubclass(body, Generation | Responses) else {})
     sent = _json({"$ref": f"#/components/schemas/{body.__name__}"})
     answer = {"200": _response("as OpenAI answers", content, LIMITS)}
     return {

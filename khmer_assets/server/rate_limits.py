@@ -6,13 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.server.refusals import Refused
+from khmer_assets.server.structure import SchemaLimits
 
 MINUTE = 60.0
 
 
-class Tier(Settings):
+class Tier(SchemaLimits):
     """What a key may use: requests and tokens (prompt and answer) a minute, answers at a time, and which models.
 
     `models`: names as /v1/models shows them; `*` stands for any characters.
@@ -107,17 +108,20 @@ class Allowances:
 
     def __init__(self) -> None:
         self._tiers: dict[str, Tier] = {}
-        self._allowances: dict[tuple[str, str], Allowance] = {}  # by the key's id and its tier's name
+        self._allowances: dict[str, Allowance] = {}  # by the key's id
 
     def follow(self, tiers: dict[str, Tier]) -> None:
-        """Let these be the tiers from now on: a key keeps its counts in the tier of the same name."""
+        """Let these be the tiers from now on."""
         self._tiers = tiers
-        for (_, name), allowance in self._allowances.items():
-            if name in tiers:
-                allowance.follow(tiers[name])
 
     def of(self, identity: str, tier: str) -> Allowance:
-        """What the key of this id has left. Raises `Refused` (403) when there is no such tier."""
+        """What the key of this id has left: its counts stay when its tier, or what that may use, is another.
+
+        Raises `Refused` (403) when there is no such tier.
+        """
         if (limits := self._tiers.get(tier)) is None:
             raise Refused(403, f"the tier of this key, {tier!r}, is no longer in the recipe (serving.gateway.tiers)")
-        return self._allowances.setdefault((identity, tier), Allowance(limits))
+        allowance = self._allowances.setdefault(identity, Allowance(limits))
+        if allowance.tier is not limits:
+            allowance.follow(limits)
+        return allowance

@@ -25,10 +25,10 @@ from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.http_protocol import error_response, read_body, with_bounded_head
 from khmer_assets.server.keys import Key
 from khmer_assets.server.openapi import description
+from khmer_assets.server.paths import BODIES, parse
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
-from khmer_assets.server.requests import BODIES, parse
 
 CHAT_PAGE = Path(__file__).parent / "chat_page.html"
 HOUSEKEEPING_SECONDS = 3600
@@ -48,7 +48,7 @@ def application(home: Path) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        if settled := door.audit.settle():
+        if settled := door.audit.settle(door.charge):
             log.warning(json.dumps({"settled": settled}))
         tasks = [asyncio.create_task(work) for work in (housekeeping(), door.look())]
         yield
@@ -112,7 +112,7 @@ class Routes:
             raise Refused(503, "nothing is served yet", retry_after=10)
         path = request.scope["path"]
         body = parse(BODIES[path], await read_body(request, door.settings), release.max_model_length)
-        door.admit(body, allowance)
+        door.admit(body, key, allowance)
         answer = Answer(door, path, body, key, allowance, request.state.id)
         request.state.id = answer.record.fields["request_id"]
         return answer
@@ -146,7 +146,10 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         """What Prometheus reads."""
         balance = self.door.balance
-        text = self.door.metrics.text(await self._engines(), balance.running, balance.waiting)
+        embedding = self.door.embedding
+        up = await self._engines() | await self._healthy(embedding.ports)
+        running = balance.running + embedding.running
+        text = self.door.metrics.text(up, running, balance.waiting + embedding.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
@@ -185,11 +188,15 @@ class Routes:
         key = request.state.key = self.door.key_of(request.headers.get("authorization", ""))
         if key.revoked:
             raise Refused(401, "this API key is revoked", code="invalid_api_key")
+        if key.has_expired():
+            raise Refused(401, f"this API key has expired on {key.expires:%Y-%m-%d}", code="invalid_api_key")
         allowance = request.state.allowance = self.door.allowance_of(key)
         return key, allowance
 
     async def _engines(self) -> dict[int, bool]:
         """Whether the engine on each port says now that it is well."""
         self.door.refresh()
-        ports = self.door.state.ports
+        return await self._healthy(self.door.state.ports)
+
+    async def _healthy(self, ports: tuple[int, ...]) -> dict[int, bool]:
         return dict(zip(ports, await asyncio.gather(*map(self.door.connections.healthy, ports)), strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 MODEL_NAME = "khmer"
+EMBEDDER_NAME = f"{MODEL_NAME}-embedding"
 
 EngineValue = bool | int | float | str
 Say = Callable[[str], None]
@@ -58,6 +59,15 @@ class AdapterVersion(BaseModel):
         return f"{MODEL_NAME}-{self.name}", f"{MODEL_NAME}-{self.name}-{self.digest[:12]}"
 
 
+class EmbedderVersion(BaseModel):
+    """The model that makes embeddings, a folder or a hub's name, and the port of its process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    port: int
+
+
 class ServerState(BaseModel):
     """What is served where. The gateway follows the file; whoever holds the `deployment_lock` writes it.
 
@@ -76,6 +86,7 @@ class ServerState(BaseModel):
     rolled_back: str | None = None
     adapters: tuple[AdapterVersion, ...] = ()
     retired: tuple[str, ...] = ()
+    embedder: EmbedderVersion | None = None
     gateway: dict[str, Any] = {}
     stopped: bool = False
 

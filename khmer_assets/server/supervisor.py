@@ -18,10 +18,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from khmer_assets.server import engines, gateway_process
+from khmer_assets.foundation.processes import stop_all
+from khmer_assets.server import embedder, engines, gateway_process
 from khmer_assets.server.engines import Engine, known_engines
 from khmer_assets.server.gateway_process import GatewayProcess
-from khmer_assets.server.state import ModelServerError, ServerState, deployment_lock, state_lock
+from khmer_assets.server.state import EmbedderVersion, ModelServerError, ServerState, deployment_lock, state_lock
 
 GATEWAY = f"{__package__}.gateway"  # a process of its own: nothing of it is imported here
 LOOK_SECONDS = 0.2
@@ -185,10 +186,29 @@ class Supervisor:
                 print(f"the engine on port {port} is started", flush=True)
                 self.unhealthy.pop(port, None)
                 backoff.started()
+            self.look_at_embedder(state.embedder)
+
+    def look_at_embedder(self, wanted: EmbedderVersion | None) -> None:
+        """Start the embedder, if it should run and does not; end others."""
+        stop_all(self.folder, "embedder-*", keep=(f"embedder-{wanted.port}",) if wanted else ())
+        if wanted is None or embedder.process_of(self.folder, wanted.port).is_running():
+            return
+        backoff = self.backoff.setdefault(wanted.port, Backoff(settled=120))
+        if time.monotonic() >= backoff.next_start:
+            embedder.start(self.folder, wanted)
+            print(f"the embedder {wanted.model} is started on port {wanted.port}", flush=True)
+            self.unhealthy.pop(wanted.port, None)
+            backoff.started()
 
     def check_engines(self) -> None:
         """End engines that run but do not answer; the next look starts them again."""
-        for port in ServerState.read(self.folder).ports:
+        state = ServerState.read(self.folder)
+        if state.embedder is not None:
+            process = embedder.process_of(self.folder, port := state.embedder.port)
+            if self.is_hanging(port, Engine(self.folder, port).answers_health(), process.age() > engines.START_SECONDS):
+                print(f"the embedder on port {port} does not answer and is ended", flush=True)
+                process.stop()
+        for port in state.ports:
             engine = Engine(self.folder, port)
             healthy = engine.answers_health()
             if self.is_hanging(port, healthy, engine.process.age() > engines.START_SECONDS):

@@ -23,7 +23,8 @@ from khmer_assets.server.kept_models import forget_models, keep_model, kept_mode
 from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
 from resources.model_server import ModelServer
-from tests.tiny_model import save_tiny_adapter, save_tiny_model
+from tests.server.api import ROWS, Api
+from tests.tiny_model import save_tiny_adapter, save_tiny_model, save_tool_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
 KILLS = 10
@@ -326,10 +327,12 @@ def test_a_supervisor_that_is_killed_at_any_moment_of_a_deployment_leaves_no_sec
 
 
 @pytest.mark.slow
-def test_adapters_come_and_go_while_the_model_is_served_and_what_is_killed_comes_back(server, tmp_path):
-    model = save_tiny_model(tmp_path / "a")
+def test_each_field_does_what_the_page_says_and_adapters_come_and_go_and_what_is_killed_comes_back(server, tmp_path):
+    model = save_tool_model(tmp_path / "a")
     server = server.model_copy(update={"engine": {"enable_lora": True, "max_lora_rank": 8}})
-    server.deploy(model, DIGESTS["a"], 128, base="base")
+    server.deploy(model, DIGESTS["a"], 640, base="base")
+    for row in ROWS.values():
+        row(Api(server.address, server.api_key(), "vllm"))
     supervisor = server._gateway(server.gateway).process._process()
     (gateway,) = supervisor.children()
     (port,) = ServerState.read(tmp_path / "server").ports

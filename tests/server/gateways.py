@@ -34,8 +34,8 @@ class StandIn:
 
     `mood`: well, slow, silent (nothing for ever), starting (status 503), broken (500), locked (401), refusing (400),
     dying (ends a stream early), aborting (and says so), erring (an error and the end mark under status 200, as vLLM
-    does it), stillborn (the same before the first word), flooding (words for ever). `moods`: those of the next
-    answers. `healthy`: what /health says.
+    does it), stillborn (the same before the first word), late (the same, and the request is wrong), flooding (words for
+    ever). `moods`: those of the next answers. `healthy`: what /health says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,6 +85,9 @@ class StandIn:
         common["object"] = "chat.completion.chunk"
         try:
             for number, word in enumerate(WORDS):
+                if mood == "late":
+                    yield event({"error": {"message": "no such token", "type": "BadRequestError", "code": 400}})
+                    break
                 if mood == "stillborn" or (mood == "erring" and number):
                     yield event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
                     break

@@ -100,6 +100,25 @@ def test_the_system_prompt_is_sent_and_the_key_kept(gateway, page):
     assert gateway.engines[0].asked[-1]["messages"][0] == {"role": "system", "content": "ឆ្លើយខ្លីៗ"}
 
 
+def test_it_opens_with_the_key_of_its_address_which_is_kept_out_of_sight_and_offers_questions(gateway, page):
+    page.evaluate("sessionStorage.clear()")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{gateway.address}/?a=1#key={gateway.key}")
+    page.wait_for_selector("#examples")
+    assert page.url == f"{gateway.address}/?a=1" and gateway.key not in page.content()
+    assert gateway.key not in page.evaluate("JSON.stringify(localStorage)")
+    assert page.locator("#examples button").count() == 3
+    for selector in ("#examples button", "#question", ".turn.assistant"):
+        if selector == ".turn.assistant":
+            page.click("#examples button >> nth=1")
+            page.wait_for_function("turns.length == 2 && !running")
+        assert page.evaluate(f"parseFloat(getComputedStyle(document.querySelector('{selector}')).fontSize)") >= 18
+    assert gateway.engines[0].asked[-1]["messages"][0]["content"] == "តើរាជធានីនៃប្រទេសកម្ពុជាឈ្មោះអ្វី?"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.goto(f"{gateway.address}/?a=1#key=another")
+    page.wait_for_function("sessionStorage.getItem('khmer.key') == 'another' && !location.hash")
+
+
 def test_it_speaks_two_languages_and_fits_a_phone(page):
     assert page.get_attribute("html", "lang") == "km"
     page.click("#language")

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import httpx
 import openai
@@ -14,13 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.server.http_protocol import BoundedProtocol
+from khmer_assets.server.key_usage import KeyUsage
 from khmer_assets.server.keys import KeyFile
 from khmer_assets.server.state import AdapterVersion, ModelVersion, ServerState
 from tests.server.gateways import MESSAGE, RELEASE, USAGE, WORDS, front
 
 QUESTION = [{"role": "user", "content": "តើរាជធានីឈ្មោះអ្វី?"}]
 ANSWER = "".join(WORDS)
-TIERS = {"small": {"requests_a_minute": 2, "tokens_a_minute": 1000, "streams": 1, "models": ["khmer-*"]}}
+TIERS = {
+    "small": {"requests_a_minute": 2, "tokens_a_minute": 1000, "streams": 1, "models": ["khmer-*"]},
+    "large": {"requests_a_minute": 200},
+}
 
 
 @pytest.fixture
@@ -178,7 +183,7 @@ def test_a_text_of_any_length_is_tokenized_and_what_the_model_cannot_do_is_refus
     response = post(gateway, {"model": "khmer", "prompt": "ab" * 5000}, path="/tokenize")
     assert len(response.json()["tokens"]) == 10_000
     response = post(gateway, {"model": "khmer", "input": "ab"}, path="/v1/embeddings")
-    assert response.status_code == 404 and "does not answer /v1/embeddings" in error_of(response)["message"]
+    assert response.status_code == 404 and "serving.embedder" in error_of(response)["message"]
 
 
 def test_unknown_paths_and_methods_have_openai_s_shape(gateway):
@@ -218,6 +223,54 @@ def test_a_tier_bounds_answers_at_a_time(gateway):
         next(iter(stream))
         response = post(gateway, named, key=key)
         assert response.status_code == 429 and "at a time" in error_of(response)["message"]
+
+
+def test_the_tokens_of_a_month_are_bounded_and_what_is_charged_for_is_told_by_day(gateway):
+    keys = KeyFile(gateway.folder)
+    key, text = keys.create("ដារ៉ា", "small", monthly_tokens=2 * USAGE["total_tokens"])
+    named = chat(model=RELEASE.names[1])
+    assert post(gateway, named, key=text).status_code == 200
+    assert post(gateway, chat(model=RELEASE.names[1], stream=True), key=text).status_code == 200
+    response = post(gateway, named, key=text)
+    assert (response.status_code, error_of(response)["code"]) == (429, "insufficient_quota")
+    assert int(response.headers["retry-after"]) <= 31 * 24 * 3600
+    ((_, _, requests, read, written),) = KeyUsage(gateway.folder).days(1, key.id)
+    assert (requests, read, written) == (2, 2 * USAGE["prompt_tokens"], 2 * USAGE["completion_tokens"])
+    keys.change(key.id, tier="large", monthly_tokens=None)
+    assert post(gateway, named, key=text).status_code == 200
+    keys.change(key.id, expires=datetime.now(UTC))
+    response = post(gateway, named, key=text)
+    assert response.status_code == 401 and "has expired on" in error_of(response)["message"]
+
+
+def test_a_schema_of_the_answer_is_charged_for(tmp_path):
+    with front(tmp_path, tiers={"small": {"schema_bytes": 3000}}) as gateway:
+        key, text = KeyFile(gateway.folder).create("ដារ៉ា", "small")
+        schema = {"type": "object", "description": "x" * 2962}
+        wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        assert post(gateway, chat(response_format=wanted), key=text).status_code == 200
+        assert gateway.engines[0].asked[0]["response_format"] == wanted
+        ((_, _, _, read, _),) = KeyUsage(gateway.folder).days(1, key.id)
+        assert read == USAGE["prompt_tokens"] + 1000
+        schema["description"] += "x" * 100
+        assert error_of(post(gateway, chat(response_format=wanted), key=text))["code"] == "schema_too_large"
+
+
+def test_what_the_engine_refuses_after_it_has_answered_is_a_refusal(gateway):
+    gateway.engines[0].mood = "late"
+    with pytest.raises(openai.BadRequestError, match="no such token"):
+        client(gateway).chat.completions.create(**chat(stream=True))
+    assert gateway.record("refused")["output"] is None
+    assert len(gateway.engines[0].asked) == 1
+
+
+def test_tools_are_refused_where_the_model_does_not_read_them(gateway):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    for fields in ({"tools": [tool]}, {"messages": [*QUESTION, {"role": "tool", "tool_call_id": "1", "content": "a"}]}):
+        response = post(gateway, chat(**fields))
+        assert response.status_code == 400 and "chat template has no place" in error_of(response)["message"]
+    assert post(gateway, chat(tools=[tool], tool_choice="none")).status_code == 200
+    assert gateway.engines[0].asked[-1].keys() == {"model", "messages"}
 
 
 def test_a_client_that_leaves_is_recorded_and_the_engine_stops(gateway):

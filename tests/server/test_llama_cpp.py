@@ -19,12 +19,12 @@ from khmer_assets.server import llama_cpp
 from khmer_assets.server.client import ask
 from khmer_assets.server.engines import Engine
 from khmer_assets.server.keys import engine_key
+from khmer_assets.server.paths import BODIES
 from khmer_assets.server.refusals import Refused
-from khmer_assets.server.requests import BODIES
 from khmer_assets.server.state import ModelServerError, ServerState
 from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port, questions_until, spoil
-from tests.tiny_model import KHMER_TEXTS, save_tiny_model
+from tests.tiny_model import KHMER_TEXTS, WEATHER, save_tiny_model
 
 CHAT: list[Any] = [{"role": "user", "content": "តើត្រីនៅផ្សារថ្លៃទេ?"}]
 CONTEXT = 256
@@ -225,6 +225,7 @@ def test_a_replica_dies_and_a_release_comes_after_the_old_one_and_questions_wait
         ("/v1/completions", {"prompt": "មួយ", "logprobs": 1}, 400, "logprobs: .* in chats only"),
         ("/v1/completions", {"prompt": "មួយ", "echo": True}, 400, "echo: "),
         ("/v1/embeddings", {"input": "មួយ"}, 404, "does not answer /v1/embeddings"),
+        ("/v1/chat/completions", {"messages": CHAT, "tools": [WEATHER]}, 400, "tools: .* chat template"),
     ],
 )
 def test_what_llama_cpp_cannot_do_is_refused_by_name(server, path, fields, status, message):
@@ -240,17 +241,19 @@ def test_every_field_that_users_may_send_is_one_that_llama_cpp_knows():
     """Its server drops others without a word. The names are those of its documentation of this version."""
     known = {"messages", "prompt", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
     known |= {"temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+    known |= {"tools", "tool_choice", "parallel_tool_calls", "logit_bias"}
     known |= {"seed", "stop", "ignore_eos", "n", "logprobs", "top_logprobs", "response_format", "timings_per_token"}
     everything = {
         "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1,
         "presence_penalty": 0.1, "frequency_penalty": 0.1, "n": 1, "seed": 1, "stop": "។", "stream": True,
         "stream_options": {"include_usage": True}, "ignore_eos": True, "user": "Sokha", "metadata": {}, "store": True,
-        "service_tier": "auto",
+        "service_tier": "auto", "logit_bias": {"1": 1},
     }  # fmt: skip
     chat = {"messages": CHAT, "max_completion_tokens": 4, "logprobs": True, "top_logprobs": 2, "safety_identifier": "1",
-            "response_format": {"type": "text"}, "prompt_cache_key": "1"}  # fmt: skip
+            "response_format": {"type": "text"}, "tools": [WEATHER], "tool_choice": "auto", "parallel_tool_calls": True,
+            "prompt_cache_key": "1"}  # fmt: skip
     for path, fields in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "មួយ"})):
         body = BODIES[path].model_validate({"model": "khmer", **everything, **fields})
         forgotten = set(BODIES[path].model_fields) - body.model_fields_set - {"echo", "logprobs"}
         assert not forgotten, "this test must send every field"
-        assert set(llama_cpp.translated(body)) <= known
+        assert set(llama_cpp.translated(body, reads_tools=True)) <= known

@@ -1,6 +1,7 @@
 """The description is true: each of its statuses is seen and no other, and schemathesis finds nothing else either."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import pytest
 import requests
 import schemathesis
 
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import KeyFile
 from khmer_assets.server.state import ModelVersion, ServerState
 from tests.server.gateways import RELEASE, Front, front
+from tests.tiny_model import TOOL_TEMPLATE
 
 PATH = "/v1/chat/completions"
 VERSION = RELEASE.names[1]
@@ -94,9 +98,13 @@ def test_the_description_shows_the_models_that_are_served_and_every_path(tmp_pat
 def test_schemathesis_finds_no_failure_with_any_of_its_checks(tmp_path):
     with front(tmp_path, max_body_bytes=64_000_000) as gateway:  # too many messages are one mistake, not two
         release = ModelVersion(digest="a" * 16, max_model_length=65_536)  # how long prompts may be, no schema tells
+        model = kept_model(gateway.folder, release.digest)
+        model.mkdir(parents=True)
+        (model / "chat_template.jinja").write_text(TOOL_TEMPLATE)
         ServerState.read(gateway.folder).model_copy(update={"release": release}).write(gateway.folder)
         program = Path(sys.executable).with_name("schemathesis")
         command = [str(program), "run", f"{gateway.address}/openapi.json", "-H", f"Authorization: Bearer {gateway.key}"]
         command += ["--checks", "all", "-n", "50", "--phases", "coverage,fuzzing", "--continue-on-failure"]
-        found = subprocess.run(command, cwd=gateway.home, capture_output=True, text=True, check=False)
+        env = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.server.schemathesis_hooks", "PYTHONPATH": str(PROJECT)}
+        found = subprocess.run(command, cwd=gateway.home, capture_output=True, text=True, check=False, env=env)
     assert found.returncode == 0, found.stdout[-30_000:]
