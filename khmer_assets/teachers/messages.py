@@ -30,9 +30,9 @@ def rendered(template: Template, values: Mapping[str, str]) -> str:
     return PLACEHOLDER.sub(lambda found: values[found[1]], template.text)
 
 
-def digest_of_row(model: str, template: Template, text: str) -> str:
+def digest_of_row(model: str, version: str, text: str) -> str:
     """What an answer is known by: the model, the template's version and the row's own message."""
-    return digest_of([model, template.version, text])[:32]
+    return digest_of([model, version, text])[:32]
 
 
 def messages(template: Template, texts: Sequence[str]) -> list[Message]:
