@@ -77,6 +77,7 @@ class Answers:
             query = "INSERT INTO owners (name, process) VALUES (?, ?)"
             self._owner = int(self._connection.execute(query, [self.name, process]).lastrowid or 0)
             (self._seen,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM requests").fetchone()
+            self.shared = self.under_way_elsewhere() > 0  # with other processes, also dead ones
 
     def __enter__(self) -> "Answers":
         return self
@@ -151,6 +152,7 @@ class Answers:
         )
         requests, prompt, answer, last = self._connection.execute(query, [self._seen, self._owner]).fetchone()
         self._seen = last or self._seen
+        self.shared = self.shared or requests > 0
         return requests, Size(prompt, answer)
 
     def under_way_elsewhere(self) -> int:

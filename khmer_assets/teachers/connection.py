@@ -96,6 +96,7 @@ class Connection:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
             headers={"Content-Type": "application/json", **authorization},
+            cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=not local,  # proxies
         )
         return self
@@ -143,7 +144,7 @@ class Connection:
             raise Broken(f"200, but no chat completion: {self._clean(answer[:400].decode(errors='replace'))}") from None
         counted = all(type(count) is int and 0 <= count < 2**40 for count in counts)
         took = Size(*map(int, counts)) if counted else None
-        told = str(refusal)[:TOLD] if refusal else None
+        told = str(refusal)[:TOLD].encode(errors="replace").decode() if refusal else None
         return Reply(content and self._without_key(content), str(finish), told and self._clean(told), took)
 
     def _refuse(self, status: int, text: str, seconds: float | None, body: dict[str, Any]) -> None:

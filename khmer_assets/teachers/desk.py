@@ -19,7 +19,7 @@ from khmer_assets.teachers.books import Asked, Purse
 from khmer_assets.teachers.connection import Broken, Busy, Connection, Rejected, Reply, Unsupported, Unusable
 from khmer_assets.teachers.judging import judged
 from khmer_assets.teachers.limits import Limits, Size, Sizes
-from khmer_assets.teachers.messages import messages, sent_schema
+from khmer_assets.teachers.messages import Wording
 from khmer_assets.teachers.pauses import LONGEST_ASKED_PAUSE, Pauses, pause_before
 from khmer_assets.teachers.settings import Teacher, Template
 
@@ -84,7 +84,8 @@ class Desk:
         self._limits = Limits(teacher, time.monotonic())
         self._sizes = Sizes()
         self._without: set[str] = set()  # what the server does not take
-        self._frame_bytes = len(messages(template, [""])[0]["content"].encode())
+        self._wording = Wording(template)
+        self._frame_bytes = len(self._wording.system(template.rows_at_once).encode())
         self._pauses = Pauses(teacher, time.monotonic())
         self._rejections = self._others_under_way = 0
         self._buried = -BURY_SECONDS
@@ -143,13 +144,13 @@ class Desk:
         most = rows * self._template.max_answer_tokens
         body: dict[str, Any] = {
             "model": self.teacher.model,
-            "messages": messages(self._template, [item.text for item in sent.items]),
+            "messages": self._wording.messages([item.text for item in sent.items]),
             "max_completion_tokens" if "max_completion_tokens" in self._without else "max_tokens": most,
         }
         if "temperature" not in self._without:
             body["temperature"] = self._template.temperature
         if "response_format" not in self._without:
-            schema = {"name": "answer", "schema": sent_schema(self._template, rows), "strict": True}
+            schema = {"name": "answer", "schema": self._wording.schema(rows), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         try:
             sent.end = await connection.ask(body, f"{self.answers.name}-{sent.number}")
@@ -252,6 +253,8 @@ class Desk:
         return self._not_elsewhere(items)
 
     def _not_elsewhere(self, items: list[Item]) -> list[Item]:
+        if not self.answers.shared:
+            return items
         digests = [item.digest for item in items]
         claimed = self.answers.claimed_elsewhere(digests)
         known = self.answers.known(digests)
@@ -277,7 +280,9 @@ class Desk:
         if isinstance(reply, Reply):
             took, outcome = self._count(sent, reply), ANSWERED
             self._pauses.answered(time.monotonic())
-            for item, verdict in zip(items, judged(self._template, reply, took, len(items)), strict=True):
+            for item, verdict in zip(
+                items, judged(self._template, self._wording, reply, took, len(items)), strict=True
+            ):
                 if verdict is None:
                     item.alone = True
                     self._waiting.append(item)

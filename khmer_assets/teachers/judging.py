@@ -3,11 +3,11 @@
 from khmer_assets.teachers.answers import Kept
 from khmer_assets.teachers.connection import Reply
 from khmer_assets.teachers.limits import Size
-from khmer_assets.teachers.messages import Fault, taken_apart
+from khmer_assets.teachers.messages import Fault, Wording
 from khmer_assets.teachers.settings import Template
 
 
-def judged(template: Template, reply: Reply, took: Size, rows: int) -> list[Kept | None]:
+def judged(template: Template, wording: Wording, reply: Reply, took: Size, rows: int) -> list[Kept | None]:
     """A row's value, or the fault of one that was asked alone; None for one of a batch that is asked again, alone.
 
     Faults are `refused` (by the model or the server's filter), `cut_off` (measure: tokens of the answer), `no_json`
@@ -19,7 +19,7 @@ def judged(template: Template, reply: Reply, took: Size, rows: int) -> list[Kept
     elif reply.finish == "length" and rows == 1:
         limit = f"{template.max_answer_tokens:,} tokens (max_answer_tokens)"
         fault = "cut_off", float(took.answer), f"the answer has more than {limit}"
-    found = [fault] * rows if fault else taken_apart(template, reply.content or "", rows)
+    found = [fault] * rows if fault else wording.taken_apart(reply.content or "", rows)
     kept: list[Kept | None] = []
     for place, value in enumerate(found):
         part = _part(took.prompt, place, rows), _part(took.answer, place, rows)

@@ -87,7 +87,7 @@ def test_what_a_batch_lacks_is_asked_again_alone(tmp_path, spoilt, finish):
         answers, books = asked(server.teacher(), tmp_path, rows(10), BATCHES)
     assert [answer.value for answer in answers] == [{"topic": "rice" if n % 3 else "law"} for n in range(10)]
     alone = [request.texts[0] for request in server.seen[1:]]
-    assert alone == [row["text"] for row in rows(10)[3 : 4 if finish == "stop" else 10]]
+    assert sorted(alone) == sorted(row["text"] for row in rows(10)[3 : 4 if finish == "stop" else 10])
     assert not books.set_aside
 
 
@@ -373,6 +373,7 @@ def asking(server, folder, count):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_ask_for_no_row_twice_and_keep_the_limit_of_one(tmp_path):
     under_way, most, lock = 0, 0, threading.Lock()
 
