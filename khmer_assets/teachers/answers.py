@@ -30,8 +30,8 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS owners (number INTEGER PRIMARY KEY, name TEXT NOT NULL, process TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, owner INTEGER NOT NULL, purpose TEXT NOT NULL, rows INTEGER NOT NULL,
-    sent REAL NOT NULL, ended REAL, outcome TEXT, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
-    cost REAL
+    bytes INTEGER NOT NULL, sent REAL NOT NULL, ended REAL, outcome TEXT, prompt_tokens INTEGER NOT NULL,
+    answer_tokens INTEGER NOT NULL, cost REAL
 );
 CREATE INDEX IF NOT EXISTS requests_sent ON requests (sent);
 CREATE INDEX IF NOT EXISTS requests_under_way ON requests (owner) WHERE ended IS NULL;
@@ -58,6 +58,16 @@ class Kept:
     def paid(self) -> bool:
         """Whether a teacher has answered; else it was set aside before."""
         return self.prompt_tokens + self.answer_tokens > 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """Sums over requests that were answered; `bytes` are those of the prompts."""
+
+    rows: int
+    bytes: int
+    prompt_tokens: int
+    answer_tokens: int
 
 
 class Answers:
@@ -118,12 +128,13 @@ class Answers:
         query = f"SELECT digest FROM claims WHERE digest IN ({','.join('?' * len(digests))})"
         return {digest for (digest,) in self._connection.execute(query, list(digests))}
 
-    def begin(self, digests: Sequence[str], purpose: str, guess: Size) -> int:
-        """Note a request that is about to be sent; return its number."""
+    def begin(self, digests: Sequence[str], purpose: str, size: int, guess: Size) -> int:
+        """Note a request of `size` bytes that is about to be sent; return its number."""
         query = (
-            "INSERT INTO requests (owner, purpose, rows, sent, prompt_tokens, answer_tokens) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO requests (owner, purpose, rows, bytes, sent, prompt_tokens, answer_tokens) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
-        values = (self._owner, purpose, len(digests), time.time(), guess.prompt, guess.answer)
+        values = (self._owner, purpose, len(digests), size, time.time(), guess.prompt, guess.answer)
         number = self._seen = int(self._connection.execute(query, values).lastrowid or 0)
         self._connection.executemany("INSERT INTO claims VALUES (?, ?)", [(digest, number) for digest in digests])
         return number
@@ -162,6 +173,15 @@ class Answers:
         now = time.time()
         found = self._connection.execute(query, [now - seconds, now])
         return [(now - sent, Size(prompt, answer)) for sent, prompt, answer in found]
+
+    def past(self, purpose: str) -> "Past | None":
+        """What this purpose's answers took so far, or None where there are none."""
+        query = (
+            "SELECT sum(rows), sum(bytes), sum(prompt_tokens), sum(answer_tokens) FROM requests "
+            "WHERE purpose = ? AND outcome = ?"
+        )
+        found = self._connection.execute(query, [purpose, ANSWERED]).fetchone()
+        return Past(*found) if found[0] else None
 
     def under_way_elsewhere(self) -> int:
         """How many requests of other processes have not ended."""

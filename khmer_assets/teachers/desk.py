@@ -222,7 +222,7 @@ class Desk:
         if wait > 0:
             self._waiting.extendleft(reversed(items))
             return wait
-        number = self.answers.begin([item.digest for item in items], self._purpose, guess)
+        number = self.answers.begin([item.digest for item in items], self._purpose, size, guess)
         self._purse.take(self.teacher, most)
         sent = _Sent(number, items, size, now, self._limits.take(guess, now), most)
         self._under_way[number] = sent
