@@ -11,7 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,14 +219,14 @@ def costs_by_day(folder: Path) -> pl.DataFrame:
     schema = {"day": pl.String, "teacher": pl.String, "purpose": pl.String, "requests": pl.Int64, "lost": pl.Int64,
               "prompt_tokens": pl.Int64, "answer_tokens": pl.Int64, "cost": pl.Float64}  # fmt: skip
     rows: list[tuple[Any, ...]] = []
+    query = (
+        "SELECT date(sent, 'unixepoch') AS day, ?1, purpose, count(*), sum(outcome = ?2), "
+        "sum(prompt_tokens * (outcome = ?3)), sum(answer_tokens * (outcome = ?3)), "
+        "CASE WHEN sum(outcome = ?3 AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
+        "FROM requests WHERE ended IS NOT NULL GROUP BY day, purpose"
+    )
     for file in sorted(folder.glob("*.sqlite")):
-        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_SECONDS)
-        query = (
-            "SELECT date(sent, 'unixepoch') AS day, ?1, purpose, count(*), sum(outcome = ?2), "
-            "sum(prompt_tokens * (outcome = ?3)), sum(answer_tokens * (outcome = ?3)), "
-            "CASE WHEN sum(outcome = ?3 AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
-            "FROM requests WHERE ended IS NOT NULL GROUP BY day, purpose"
-        )
-        rows += connection.execute(query, [file.stem, LOST, ANSWERED]).fetchall()
-        connection.close()
+        address = f"{file.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
+            rows += connection.execute(query, [file.stem, LOST, ANSWERED]).fetchall()
     return pl.DataFrame(rows, schema=schema, orient="row").sort("day", "teacher", "purpose")

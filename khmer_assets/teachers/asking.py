@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from khmer_assets.teachers.answers import Answers, Kept, costs_by_day
 from khmer_assets.teachers.books import Answer, Asked, Purse, Spent, TeacherError, told_cost
 from khmer_assets.teachers.desk import Desk, Item
@@ -78,7 +80,11 @@ def ask(
             f"{answers}: expected SQLite files of answers, but: {error}; bring them back from a copy, or move them "
             "away and pay for the answers anew"
         ) from None
-    asked.by_day = costs_by_day(answers).tail(DAYS_SHOWN)
+    days = costs_by_day(answers).drop("purpose").group_by("day", "teacher", maintain_order=True)
+    unknown = pl.col("cost").has_nulls()
+    asked.by_day = days.agg(
+        pl.exclude("cost").sum(), cost=pl.when(unknown).then(None).otherwise(pl.col("cost").sum())
+    ).tail(DAYS_SHOWN)
     return room.answers(asked), asked
 
 
