@@ -203,7 +203,6 @@ def test_a_row_that_breaks_the_server_is_set_aside_and_asked_again_the_next_time
         ({}, Response(b"", 302, {"Location": "http://127.0.0.1/"}), "answers 302"),
         ({}, Response({"error": "unknown field 'messages'"}, 400), "takes no request"),
         ({"address": "http://127.0.0.1:9/v1"}, None, "127.0.0.1:9/v1 does not answer"),
-        ({"address": "http://no.such.host.invalid/v1"}, None, "no.such.host.invalid/v1 does not answer"),
     ],
 )
 def test_a_teacher_that_cannot_be_asked_is_one_clear_message_without_its_key(
@@ -453,3 +452,14 @@ def test_a_fault_of_our_own_ends_the_call_and_does_not_wait_for_ever(tmp_path, m
     monkeypatch.setattr(connection.Connection, "ask", broken)
     with host() as server, pytest.raises(ZeroDivisionError):
         asked(server.teacher(), tmp_path, rows(3))
+
+
+def test_a_proxy_that_the_environment_names_is_used(tmp_path, monkeypatch):
+    with host() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address.removesuffix("/v1"))
+        monkeypatch.setenv("TEACHER_KEY", KEY)
+        teacher = proxy.teacher(address="http://teacher.example/v1", key_variable="TEACHER_KEY")
+        answers, _ = asked(teacher, tmp_path, rows(4))
+    assert all(answer.value for answer in answers)
+    assert proxy.seen[0].headers["host"] == "teacher.example"
+    assert proxy.seen[0].headers["authorization"] == f"Bearer {KEY}"
