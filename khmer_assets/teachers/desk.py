@@ -289,7 +289,7 @@ class Desk:
                     self._waiting.append(item)
                 else:
                     kept[item.digest] = self.found[item.digest] = verdict
-            self.asked_here |= kept.keys()
+            self.asked_here.update(kept)
             self._good += sum(verdict.value is not None for verdict in kept.values())
             faults = len(self.asked_here) - self._good
             if not self._good and faults >= FIRST_FAULTS:
