@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -113,13 +114,7 @@ class Room:
                 f"expected one of {', '.join(sorted(set(row) - {'id'}))}"
             )
         values = {name: row[name] for name in self._placeholders}
-        empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
-        fault = Kept(None, "no_value", float(len(empty)), f"{', '.join(empty)}: there is no text") if empty else None
-        try:
-            "".join(map(str, values.values())).encode()
-        except UnicodeEncodeError:
-            fault = Kept(None, "no_value", None, "the text has half a character (a lone surrogate)")
-        if fault:
+        if fault := _fault(values):
             teacher, digest = self._teachers[0], f"row {len(self.rows)}"
             self._found[teacher.name, digest] = fault
         else:
@@ -184,6 +179,18 @@ class Room:
             found.append(Answer(identity, teacher, kept.value, kept.rule, kept.measure, kept.reason,
                                 kept.prompt_tokens, kept.answer_tokens))  # fmt: skip
         return found
+
+
+def _fault(values: Mapping[str, Any]) -> Kept | None:
+    """Why a row cannot be asked."""
+    if missing := [name for name, value in values.items() if not isinstance(value, str)]:
+        return Kept(None, "no_value", float(len(missing)), f"{', '.join(missing)}: there is no text")
+    text = "".join(values.values())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Kept(None, "no_value", None, "the text has half a character (a lone surrogate)")
+    return None if text.strip() else Kept(None, "no_value", float(len(values)), "there is no text")
 
 
 async def _tell(desks: list[Desk], asked: Asked, log: Callable[[str], None]) -> None:

@@ -316,10 +316,9 @@ def test_a_template_must_find_its_values_and_a_row_without_text_is_set_aside(tmp
     with host() as server:
         with pytest.raises(TeacherError, match="the row '7' has no such value"):
             asked(server.teacher(), tmp_path, [{"id": "7", "title": "ស្រូវ"}])
-        answers, _ = asked(
-            server.teacher(), tmp_path, [*rows(1), {"id": "e", "text": " "}, {"id": "h", "text": "\ud800"}]
-        )
-    assert [answer.rule for answer in answers] == [None, "no_value", "no_value"]
+        spoilt = [{"id": "e", "text": " "}, {"id": "h", "text": "\ud800"}, {"id": "n", "text": None}]
+        answers, _ = asked(server.teacher(), tmp_path, [*rows(1), *spoilt])
+    assert [answer.rule for answer in answers] == [None, "no_value", "no_value", "no_value"]
     assert len(server.seen) == 1
 
 
