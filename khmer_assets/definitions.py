@@ -33,6 +33,7 @@ from resources.compute import LAUNCH_VARIABLE, Compute
 from resources.console_logger import terminal_logger
 from resources.instance import STEPS
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
+from resources.teachers import Teachers
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
 from resources.vector_index import VectorIndex
 from sensors.redeploy import keep_serving_sensor, redeploy_sensor
@@ -89,7 +90,8 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
     )
     stages["release"] = release_assets(
-        recipe.model_dump(mode="json", exclude={"catalogue", "history"}) | {"context_length": recipe.context_length},
+        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers"})
+        | {"context_length": recipe.context_length},
         [source.model_dump(mode="json") for source in recipe.sources.values()],
         recipe.release,
         whole,
@@ -148,6 +150,10 @@ def build_definitions(
                 }
             ),
             "vector_index": VectorIndex(path=str(state / "lancedb")),
+            "teachers": Teachers(
+                home=str(state),
+                teachers=[teacher.model_dump(mode="json", exclude_none=True) for teacher in recipe.teachers],
+            ),
             "model_server": model_server(recipe.serving, recipe.adapter_ranks, state),
             **(overrides or {}),
         },
