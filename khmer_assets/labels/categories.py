@@ -80,7 +80,7 @@ LABELLED = pl.Schema(
 
 def quality() -> pl.Expr:
     """The quality of labelled rows: the sum of its parts, 1 at least; null where a part is."""
-    return pl.max_horizontal(1, pl.sum_horizontal(*PARTS, ignore_nulls=False)).cast(pl.Int8)
+    return pl.sum_horizontal(*PARTS, ignore_nulls=False).clip(1).cast(pl.Int8)
 
 
 @dataclass(frozen=True)
