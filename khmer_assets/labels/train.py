@@ -33,7 +33,7 @@ from resources.storage import DATA
 
 REPORT = "report.json"
 TRUST_IN_PERSONS = 3.0  # how many teachers' labels one of a person is worth
-MIN_POSITIVES = 5  # texts of a label, below which nothing can be learned of it
+MIN_POSITIVES = 5  # labelled documents of a label, below which nothing can be learned of it
 
 
 class LabelModelSettings(Settings):
@@ -83,9 +83,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     measured = {
         name: figures
         for head in asked
-        for name, figures in [
-            (head.name, measures(model, head, given[head.name][held_out], _of(head, asked, targets)[held_out]))
-        ]
+        for name, figures in [(head.name, measures(model, head, given[head.name], _of(head, asked, targets), held_out))]
     }
     model.save(run.output)
     labels, questions = tables(measured)
@@ -94,7 +92,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     review.write(shown, spec.categories, run.output)
     figure = _reliability_picture(asked, given, targets, held_out)
     figure.savefig(run.output / "calibration.png", dpi=110)
-    few = labels.filter(pl.col("documents") < MIN_POSITIVES)["label"].to_list()
+    few = labels.filter(pl.col("labelled") < MIN_POSITIVES)["label"].to_list()
     page = f"# Label model\n\n{markdown_table(questions)}\n\n{markdown_table(labels)}\n\n![](calibration.png)\n"
     (run.output / "report.md").write_text(page)
     good = measured.get("good_quality")
@@ -148,14 +146,18 @@ def _held_out(rows: pl.DataFrame, share: float, seed: int) -> NDArray[np.bool_]:
     return np.asarray((digits ^ mask) < share * 2**32)
 
 
-def measures(model: LabelModel, head: Head, given: Floats, targets: Targets) -> dict[str, Any]:
-    """How well a question is answered, where the answers are known: F1 by label and their mean over the labels that
-    occur, accuracy of a question with one answer, and the expected calibration error."""
-    known = (targets != 0).any(axis=1)
+def measures(
+    model: LabelModel, head: Head, given: Floats, targets: Targets, held_out: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """How well a question is answered, where the answers are known, on held-out documents: F1 by label and their mean
+    over the labels that occur there and had enough documents to be learned of, accuracy of a question with one answer,
+    and the expected calibration error. `labelled` are all documents that have a label, `documents` those held out."""
+    labelled = (targets == 1).sum(axis=0)
+    known = (targets != 0).any(axis=1) & held_out
     given, truth = given[known], targets[known] == 1
     chosen = given_labels(head, given, model.calibrations[head.name])
     by_label = f1_scores(truth, chosen)
-    occur = truth.any(axis=0)
+    occur = truth.any(axis=0) & (labelled >= MIN_POSITIVES)
     return {
         "documents": int(known.sum()),
         "macro_f1": round(float(by_label[occur].mean()), 4) if occur.any() else None,
@@ -165,6 +167,7 @@ def measures(model: LabelModel, head: Head, given: Floats, targets: Targets) -> 
         "calibration_error": round(calibration_error(head, given, truth), 4),
         "labels": {
             label: {
+                "labelled": int(labelled[number]),
                 "documents": int(truth[:, number].sum()),
                 "given": int(chosen[:, number].sum()),
                 "f1": None if np.isnan(by_label[number]) else round(float(by_label[number]), 4),

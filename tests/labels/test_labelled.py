@@ -14,7 +14,6 @@ from khmer_assets.labels.train import targets_of
 from khmer_assets.sources.documents import DOCUMENT, SET_ASIDE
 from tests.labels.conftest import documents, labelled_documents, verdict
 
-
 COLUMNS = {**DOCUMENT, **PREDICTED, **SET_ASIDE}
 
 
