@@ -86,7 +86,10 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
         return dg.Output(
             rows.lazy(),
             metadata={
-                **asked.metadata(),
+                **{
+                    name: dg.MetadataValue.md(told) if isinstance(told, str) and "|" in told else told
+                    for name, told in asked.metadata().items()
+                },
                 "documents_not_asked": documents.height - rows.height,
                 "labels": dg.MetadataValue.md(markdown_table(counts(found))),
             },
