@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from pydantic import BaseModel
 from khmer_assets.foundation.workers import cores
 from khmer_assets.labels.calibration import Calibration, Floats, Targets, calibrate, given_labels, probabilities, slices
 from khmer_assets.labels.categories import Head
+
+if TYPE_CHECKING:
+    from khmer_assets.labels.linear import Classifiers
 
 WEIGHTS = "weights.safetensors"
 ABOUT = "label_model.json"
@@ -41,21 +45,19 @@ class _About(BaseModel):
 
 @dataclass(frozen=True)
 class LabelModel:
-    """`weights` (n-grams and a bias, labels) and `rarities` (n-grams) see the first `characters` of a text."""
+    """`classifiers`, and the `rarities` of n-grams, see the first `characters` of a text."""
 
     heads: tuple[Head, ...]
     characters: int
     rarities: NDArray[np.float32]
-    weights: NDArray[np.float32]
+    classifiers: "Classifiers"
     calibrations: dict[str, Calibration]
 
     def probabilities(self, texts: Sequence[str]) -> dict[str, Floats]:
         """By question, the probability of each of its labels (texts, labels)."""
-        from khmer_assets.labels import linear
         from khmer_assets.labels.features import ngram_counts
 
-        scores = linear.scores(ngram_counts(texts, self.characters), self.rarities, self.weights)
-        return self.calibrated(scores)
+        return self.calibrated(self.classifiers.scores(ngram_counts(texts, self.characters), self.rarities))
 
     def calibrated(self, scores: NDArray) -> dict[str, Floats]:
         """The same from the classifiers' scores."""
@@ -82,7 +84,12 @@ class LabelModel:
         """Write the two files."""
         from safetensors.numpy import save_file
 
-        save_file({"weights": self.weights.astype(np.float16), "rarities": self.rarities}, folder / WEIGHTS)
+        tensors: dict[str, NDArray] = {
+            "steps": self.classifiers.steps,
+            "sizes": self.classifiers.sizes,
+            "rarities": self.rarities,
+        }
+        save_file(tensors, folder / WEIGHTS)
         about = _About(
             characters=self.characters,
             heads=[
@@ -106,6 +113,8 @@ class LabelModel:
         """The model in a folder."""
         from safetensors.numpy import load_file
 
+        from khmer_assets.labels.linear import Classifiers
+
         tensors = load_file(folder / WEIGHTS)
         about = _About.model_validate_json((folder / ABOUT).read_text())
         heads = tuple(Head(one.name, "one" if one.kind == "one" else "any", tuple(one.labels)) for one in about.heads)
@@ -113,7 +122,7 @@ class LabelModel:
             heads,
             about.characters,
             tensors["rarities"],
-            tensors["weights"].astype(np.float32),
+            Classifiers(tensors["steps"], tensors["sizes"]),
             {
                 one.name: Calibration(one.scale, np.array(one.bias), np.array(one.threshold), one.least, one.most)
                 for one in about.heads
@@ -157,8 +166,8 @@ def learn(
     scores = np.zeros((len(texts), targets.shape[1]), dtype=np.float32)
 
     def score(learned: NDArray[np.int64], scored: NDArray[np.int64]) -> None:
-        weights = linear.fit(features, learned, targets, trust, seed)
-        scores[scored] = linear.scores(counts, known, weights)[scored]
+        found = linear.Classifiers.of(linear.fit(features, learned, targets, trust, seed))
+        scores[scored] = found.scores(counts, known)[scored]
 
     parts = [(train[fold != number], train[fold == number]) for number in range(FOLDS)]
     with ThreadPoolExecutor(cores()) as threads:
@@ -169,5 +178,5 @@ def learn(
         for head in heads
     }
     rarities = linear.rarity(counts, everything)
-    weights = linear.fit(linear.weighed(counts, rarities), everything, targets, trust, seed)
-    return Learned(LabelModel(tuple(heads), characters, rarities, weights, calibrations), scores)
+    found = linear.Classifiers.of(linear.fit(linear.weighed(counts, rarities), everything, targets, trust, seed))
+    return Learned(LabelModel(tuple(heads), characters, rarities, found, calibrations), scores)

@@ -50,7 +50,7 @@ def test_a_person_outweighs_a_teacher_who_says_the_contrary():
     targets = np.array([[1], [-1]], dtype=np.int8)
     for trust, sign in (([3.0, 1.0], 1), ([1.0, 3.0], -1)):
         weights = linear.fit(weighed, np.arange(2), targets, np.array(trust, dtype=np.float32), 1)
-        score = linear.scores(same, linear.rarity(same, np.arange(2)), weights)[0, 0]
+        score = linear.Classifiers.of(weights).scores(same, linear.rarity(same, np.arange(2)))[0, 0]
         assert score * sign > 0
 
 
@@ -58,3 +58,16 @@ def test_the_same_labels_give_the_same_weights(features):
     trust = np.ones(len(TEXTS), dtype=np.float32)
     one, two = (linear.fit(features, ALL, TARGETS, trust, 1) for _ in range(2))
     assert np.array_equal(one, two)
+
+
+def test_weights_in_a_byte_score_like_whole_ones(features):
+    counts = ngram_counts(TEXTS, 3000)
+    weights = linear.fit(features, ALL, TARGETS, np.ones(len(TEXTS), dtype=np.float32), 1)
+    found = linear.Classifiers.of(weights).scores(counts, linear.rarity(counts, ALL))
+    whole = np.array(
+        [
+            weights[features.buckets[start:end]].T @ features.counts[start:end] + weights[BUCKETS]
+            for start, end in zip(features.starts[:-1], features.starts[1:], strict=True)
+        ]
+    )
+    assert found == pytest.approx(whole, abs=0.02)
