@@ -66,6 +66,8 @@ class Connection(asyncio.Protocol):
         rows = json.loads(text) if text.startswith('{"1"') else {"1": text}
         values = {number: {"label": LABELS[zlib.crc32(row.encode()) % 5]} for number, row in rows.items()}
         content = json.dumps(values if len(rows) > 1 else values["1"])
+        if '"label"' not in json.dumps(asked.get("response_format")):  # curator's trial, whether schemas are kept to
+            content = '{"name": "Dara", "age": 30}'
         tokens = len(body) // 4, len(content) // 4 + zlib.crc32(text.encode()) % 7
         self._books.entries.append(
             (time.time(), identity, asked["model"], zlib.crc32(text.encode()), len(rows), *tokens)
