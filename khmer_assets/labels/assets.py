@@ -55,8 +55,7 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
             except OSError as error:
                 told = f"{settings.corrections} cannot be read: {error}; put the file there, or correct"
                 raise dg.Failure(f"{told} labels.corrections in the recipe", allow_retries=False) from None
-        found = rows.filter(pl.col("rule").is_null())
-        return dg.Output(rows.lazy(), metadata={"labels": dg.MetadataValue.md(markdown_table(counts(found)))})
+        return dg.Output(rows.lazy(), metadata=_counted(rows.lazy()))
 
     @dg.asset(
         **frames,
@@ -82,7 +81,6 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
             settings.budget,
         )
         rows = labelled(documents, answers)
-        found = rows.filter(pl.col("rule").is_null())
         return dg.Output(
             rows.lazy(),
             metadata={
@@ -91,7 +89,7 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
                     for name, told in asked.metadata().items()
                 },
                 "documents_not_asked": documents.height - rows.height,
-                "labels": dg.MetadataValue.md(markdown_table(counts(found))),
+                **_counted(rows.lazy()),
             },
         )
 
@@ -166,8 +164,7 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
         judge = partial(label_batch, model=learned, keep=settings.keep, weights=settings.weights)
         name = f"labelled_corpus/{context.partition_key}"
         rows = batches.map(name, version, judge, deduplicated_corpus, workers="threads")
-        predicted = rows.select("validity", "claim", "toxicity", "topics", quality=pl.col("quality").round()).collect()
-        return dg.Output(rows, metadata={"labels": dg.MetadataValue.md(markdown_table(counts(predicted)))})
+        return dg.Output(rows, metadata=_counted(rows))
 
     @dg.asset_check(
         asset=labelled_corpus,
@@ -194,3 +191,8 @@ def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequenc
         no_row_is_lost,
         set_aside_share_is_steady("labelled_corpus", partitions),
     ]
+
+
+def _counted(rows: pl.LazyFrame) -> dict[str, Any]:
+    """For an artifact's page: how often each label was given to what is kept."""
+    return {"labels": dg.MetadataValue.md(markdown_table(counts(rows.filter(pl.col("rule").is_null()))))}

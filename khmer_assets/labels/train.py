@@ -33,6 +33,7 @@ from resources.storage import DATA
 
 REPORT = "report.json"
 TRUST_IN_PERSONS = 3.0  # how many teachers' labels one of a person is worth
+MOST_DOCUMENTS = 30_000  # that are learned from, which bounds memory and time
 MIN_POSITIVES = 5  # labelled documents of a label, below which nothing can be learned of it
 
 
@@ -70,6 +71,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             f"{rows.height} documents have labels, expected at least {settings.min_documents}: let teachers label more "
             "(labels.documents, labels.budget), write more corrections, or lower labels.model.min_documents"
         )
+    if rows.height > MOST_DOCUMENTS:
+        run.log(f"{rows.height:,} documents have labels; {MOST_DOCUMENTS:,} are learned from, those of persons first")
+        rows = rows.sort(pl.col("teacher") != PERSON, "content_hash").head(MOST_DOCUMENTS)
     asked = [head for head in heads(spec.categories) if (targets_of(rows, [head]) != 0).any()]
     targets = targets_of(rows, asked)
     trust = np.where(rows["teacher"] == PERSON, TRUST_IN_PERSONS, 1.0).astype(np.float32)
