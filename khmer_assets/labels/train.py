@@ -96,7 +96,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     review.write(shown, spec.categories, run.output)
     figure = _reliability_picture(asked, given, targets, held_out)
     figure.savefig(run.output / "calibration.png", dpi=110)
-    few = labels.filter(pl.col("labelled") < MIN_POSITIVES)["label"].to_list()
+    few = labels.filter(pl.col("labelled") < MIN_POSITIVES, ~pl.col("question").is_in(list(PARTS)))
     page = f"# Label model\n\n{markdown_table(questions)}\n\n{markdown_table(labels)}\n\n![](calibration.png)\n"
     (run.output / "report.md").write_text(page)
     good = measured.get("good_quality")
@@ -111,7 +111,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "processor_seconds": round(learning, 1),
         "questions": markdown_table(questions),
         "labels": markdown_table(labels),
-        "labels_with_too_few_documents": ", ".join(few),
+        "labels_with_too_few_documents": ", ".join(few.select(pl.format("{} {}", "question", "label")).to_series()),
         "calibration_plot": plots.as_markdown(figure),
         "examples": review.markdown(shown),
     }
