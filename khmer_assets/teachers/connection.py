@@ -104,7 +104,7 @@ class Connection:
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
-            headers={"Content-Type": "application/json", **authorization},
+            headers={"Content-Type": "application/json", "Accept-Encoding": "gzip", **authorization},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=not local,  # proxies
         )

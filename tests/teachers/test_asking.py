@@ -436,3 +436,20 @@ def test_a_real_teacher_keeps_to_the_schema_in_every_answer(tmp_path):
     assert [answer.rule for answer in [*alone, *batch]] == [None] * 16
     assert all(1 <= answer.value["quality"] <= 10 for answer in [*alone, *batch])
     assert books.by_teacher["smollm2"].guessed == 0 and books.tokens > 400
+
+
+def test_a_teacher_that_gives_no_usable_answer_is_not_paid_for_all_rows(tmp_path):
+    with host(lambda request: completion("I would say that this is about law.")) as server:
+        answers, books = asked(server.teacher(at_a_time=4), tmp_path, rows(200))
+    assert len(server.seen) < 60
+    assert books.missing == 200 - len(answers)
+    assert "none of the first" in books.metadata()["teachers_missing_because"]
+
+
+def test_a_fault_of_our_own_ends_the_call_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+    async def broken(self, body, identity):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(connection.Connection, "ask", broken)
+    with host() as server, pytest.raises(ZeroDivisionError):
+        asked(server.teacher(), tmp_path, rows(3))

@@ -65,3 +65,13 @@ def test_the_sent_schema_is_closed_in_all_depths():
     answer = sent["$defs"]["answer"]
     assert answer["additionalProperties"] is False
     assert answer["properties"]["list"]["items"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("begin", ["", "{", "```json\n", "<think>", '{"1": {"label": "ល្អ"}', '{"1"'])
+def test_endless_spaces_are_read_at_once(begin, rows):
+    assert len(WORDING.taken_apart(begin + " \n" * 400_000, rows)) == rows
+
+
+def test_a_number_that_is_none_is_no_json():
+    assert WORDING.taken_apart('{"label": 1e999}', 1)[0][0] == "no_json"
