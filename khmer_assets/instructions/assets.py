@@ -17,8 +17,9 @@ from khmer_assets.corpus.mixture import MIXTURE
 from khmer_assets.corpus.near_copies import near_copies
 from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.instructions.chat_dataset import split_chats
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, said, split_chats
+from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, said
 from khmer_assets.instructions.embedded_chats import Instructions, compose_chats, written_chats
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.sources.documents import SET_ASIDE

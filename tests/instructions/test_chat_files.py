@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.instructions import chat_files
+from khmer_assets.instructions.chat_dataset import split_chats
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import Split, split_chats
+from khmer_assets.instructions.chats import Split
 from khmer_assets.khmer.normalization import Normalization
 
 NORMALIZATION = Normalization(zero_width_space="remove", fold_deprecated=True)
