@@ -33,6 +33,7 @@ from resources.compute import LAUNCH_VARIABLE, Compute
 from resources.console_logger import terminal_logger
 from resources.instance import STEPS
 from resources.storage import FoldersIOManager, FramesIOManager, store_root
+from resources.teachers import Teachers
 from resources.tracking import EXPERIMENT, mlflow_tracking, tracking_uri
 from resources.vector_index import VectorIndex
 from sensors.redeploy import keep_serving_sensor, redeploy_sensor
@@ -148,6 +149,9 @@ def build_definitions(
                 }
             ),
             "vector_index": VectorIndex(path=str(state / "lancedb")),
+            "teachers": Teachers(
+                home=str(state), teachers=[teacher.model_dump(mode="json") for teacher in recipe.teachers]
+            ),
             "model_server": model_server(recipe.serving, recipe.adapter_ranks, state),
             **(overrides or {}),
         },

@@ -31,6 +31,7 @@ from khmer_assets.pretraining.train import Pretraining
 from khmer_assets.release.deployment import Deployment
 from khmer_assets.release.gates import Release
 from khmer_assets.sources.catalogue import Source, read_catalogue
+from khmer_assets.teachers.settings import TeacherList
 from khmer_assets.tokenizer.bpe import TokenizerSettings
 from resources.history import History
 
@@ -62,6 +63,7 @@ class Recipe(Settings):
     decontamination: Decontamination = Decontamination()
     deduplication: Deduplication = Deduplication()
     mixture: Mixture = Mixture()
+    teachers: TeacherList = []
     base: Base | None = None
     tokenizer: TokenizerSettings | None = None
     extension: Extension | None = None

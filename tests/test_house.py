@@ -14,7 +14,8 @@ from khmer_assets.sources.catalogue import KINDS
 
 # From the ground up: a room imports from those before it alone.
 ROOMS = [
-    *("khmer_assets.foundation", "khmer_assets.khmer", "khmer_assets.sample", "khmer_assets.server", "resources"),
+    *("khmer_assets.foundation", "khmer_assets.khmer", "khmer_assets.sample", "khmer_assets.server"),
+    *("khmer_assets.teachers", "resources"),
     *("khmer_assets.sources", "khmer_assets.corpus", "khmer_assets.tokenizer", "khmer_assets.training"),
     *("khmer_assets.base_model", "khmer_assets.extension", "khmer_assets.pretraining", "khmer_assets.instructions"),
     *("khmer_assets.finetuning", "khmer_assets.compression", "khmer_assets.evaluation", "khmer_assets.release"),

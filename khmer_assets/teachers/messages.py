@@ -1,0 +1,144 @@
+"""What is said to a teacher, and what its answer says of each row.
+
+The words of a task do not belong here (they are the stages'); how rows are put into one request, and how an answer is
+taken apart again, does. An answer is trusted in nothing: it may be cut, hold half of the rows, or any text.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+from referencing import Registry
+
+from khmer_assets.foundation.settings import digest_of
+from khmer_assets.teachers.settings import PLACEHOLDER, Template
+
+Message = dict[str, str]
+Fault = tuple[str, float | None, str]  # rule, measure, reason
+
+REASON = 300  # characters of a reason
+FENCE = re.compile(r"\A\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # which some servers leave before the answer
+BETWEEN = re.compile(r'\s*,?\s*"(\d{1,3})"\s*:\s*')  # rows of a batch
+
+
+def rendered(template: Template, values: Mapping[str, str]) -> str:
+    """The template's text with the row's values. Raises `KeyError` for a placeholder without a value."""
+    return PLACEHOLDER.sub(lambda found: values[found[1]], template.text)
+
+
+def digest_of_row(model: str, template: Template, text: str) -> str:
+    """What an answer is known by: the model, the template's version and the row's own message."""
+    return digest_of([model, template.version, text])[:32]
+
+
+def messages(template: Template, texts: Sequence[str]) -> list[Message]:
+    """The messages that ask for the rows with these texts. The schema is told in words too, for servers without it."""
+    schema = json.dumps(template.answer_schema, ensure_ascii=False)
+    if len(texts) == 1:
+        rule, asked = f"Answer with one JSON object of this schema and nothing else: {schema}", texts[0]
+    else:
+        rule = (
+            f"You get {len(texts)} items as a JSON object, by their numbers. Judge each by itself. Answer with one "
+            f'JSON object that has each number ("1" to "{len(texts)}") as a key, and as its value an object of '
+            f"this schema, and nothing else: {schema}"
+        )
+        asked = json.dumps({str(number): text for number, text in enumerate(texts, 1)}, ensure_ascii=False)
+    system = f"{template.system}\n\n{rule}" if template.system else rule
+    return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+
+
+def sent_schema(template: Template, rows: int) -> dict[str, Any]:
+    """The schema of the answer for so many rows, as a server with structured output takes it."""
+    schema = _closed(template.answer_schema)
+    if rows == 1:
+        return schema
+    numbers = [str(number) for number in range(1, rows + 1)]
+    properties = {number: {"$ref": "#/$defs/answer"} for number in numbers}
+    batch = {"type": "object", "properties": properties, "required": numbers, "additionalProperties": False}
+    return {**batch, "$defs": {"answer": schema}}
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with its objects closed, which OpenAI's strict mode wants."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: value if key in ("enum", "const") else _closed(value) for key, value in schema.items()}
+    return inner if schema.get("type") != "object" else {"additionalProperties": False, **inner}
+
+
+def taken_apart(template: Template, content: str, rows: int) -> list[dict[str, Any] | Fault]:
+    """What the answer says of each row, in their order: its value, or why there is none."""
+    text = THOUGHT.sub("", content)
+    text = fenced[1] if (fenced := FENCE.match(text)) else text
+    if rows == 1:
+        try:
+            return [_checked(template, _parsed(text.strip()))]
+        except ValueError as error:
+            return [("no_json", float(len(text)), f"{error}: {text!r:.160}"[:REASON])]
+    found = _pairs(text)
+    return [
+        _checked(template, found[str(number)])
+        if str(number) in found
+        else ("missing", float(number), f"the answer has no row {number} of {rows}")
+        for number in range(1, rows + 1)
+    ]
+
+
+def _checked(template: Template, value: Any) -> dict[str, Any] | Fault:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+        _validator(json.dumps(template.answer_schema)).validate(value)
+    except UnicodeEncodeError:
+        return "no_json", None, "a text in the answer has half a character (a lone surrogate)"
+    except ValidationError as error:
+        where = ".".join(map(str, error.absolute_path)) or "answer"
+        return "out_of_schema", None, f"{where}: {error.message}"[:REASON]
+    return dict(value)
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(schema), registry=Registry())
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_once)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply") from None
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    """The rows of a batch's answer, also where it was cut or spoiled further on; not those that stand there twice."""
+    found: dict[str, Any] = {}
+    twice: set[str] = set()
+    place = text.find("{") + 1
+    while place and (key := BETWEEN.match(text, place)):
+        try:
+            value, place = _DECODER.raw_decode(text, key.end())
+        except (ValueError, RecursionError):
+            break
+        if key[1] in found:
+            twice.add(key[1])
+        found[key[1]] = value
+    return {key: value for key, value in found.items() if key not in twice}

@@ -1,0 +1,1 @@
+"""Tests of the teachers, which are real servers on this machine."""
