@@ -80,6 +80,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.normalization,
         recipe.catalogue is None,
         recipe.seed,
+        recipe.teachers,
     )
     if recipe.finetuning:
         stages["finetuning"] = finetuning_assets(recipe.finetuning, trained, texts, recipe.context_length, recipe.seed)

@@ -28,7 +28,7 @@ RULES = {
 def split_chats(
     chats: pl.LazyFrame, split: Split, evaluation: Evaluation | None = None, min_quality: float | None = None
 ) -> pl.LazyFrame:
-    """`NEW_CHAT` rows as `CHAT` rows with rule, measure and reason (`RULES`), ordered by content hash and so well mixed.
+    """`NEW_CHAT` rows as `CHAT` rows with rule, measure and reason (`RULES`), ordered by content hash, so well mixed.
 
     Personal data are masked first. Of chats that are alike the first stays, so the order of the sources decides. A row
     whose source has set it aside already (column `rule`) stays so. Every row has a split, so that the columns are

@@ -4,7 +4,7 @@
 |---|---|---|
 | messages | `messages` | [{"role": "system", "user" or "assistant", "content": text}, ...] |
 | ShareGPT | `conversations` | [{"from": "human" or "gpt", "value": text}, ...], and `system` beside it |
-| instruction | `instruction` | {"instruction": text, "input": text or nothing, "output": text}, and `system` beside it |
+| instruction | `instruction` | {"instruction": text, "input": text or none, "output": text}, `system` beside it |
 
 `category`, `label`, `toxicity`, `tags` and `quality` (1 to 10) are taken over where they are of the schema's types;
 other fields are ignored. Files are .jsonl, .json (an array, or values one after another) and .parquet, each also with
@@ -190,7 +190,7 @@ def _taken_over(value: Any, kind: TypeAdapter[Any], normalization: Normalization
 
 
 def _values(file: UPath) -> Iterator[tuple[int, str, Any]]:
-    """Each row's number, place and values; `_Broken` where there are none. A file that breaks off tells so in its last row.
+    """Each row's number, place and values; `_Broken` where there are none. A file that breaks off says so at its end.
 
     Raises `OSError` for a file that cannot be read from its beginning.
     """
@@ -278,7 +278,7 @@ def _loaded(line: bytes) -> Any:
 
 
 def _json(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """The values of an array, or those that follow one another. What is no JSON ends the file: no end of it is known."""
+    """The values of an array, or those that follow one another. What is no JSON ends the reading."""
     text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig")
     buffer, number, ended = text.read(READ_AT_ONCE).lstrip(), 0, False
     array = buffer.startswith("[")

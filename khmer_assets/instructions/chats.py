@@ -34,8 +34,8 @@ SAMPLE_CHATS = 10  # that are shown of many
 MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
 
 # `task` is what the assistant does (answer, or one of `tutor_tasks.TASKS`), `category` what it is about.
-# `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm), `tags` (topics) and `quality` (1 to 10)
-# are judgments: null, or empty, until somebody has made them
+# `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm), `tags` (topics) and `quality`
+# (1 to 10) are judgments: null, or empty, until somebody has made them
 NEW_CHAT = pl.Schema(
     {
         "id": pl.String(),

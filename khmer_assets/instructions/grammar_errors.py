@@ -6,9 +6,12 @@ wrong, in Khmer, stands in `tutor_tasks.yaml` under the rule's name.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.khmer.numbers import NUMBER_WORDS
 from khmer_assets.khmer.script import Language
 
@@ -30,233 +33,23 @@ CONFUSED = (
 )
 MARKERS = ("មិន", "នឹង", "កំពុង")  # they stand before the verb
 NO_VERBS = {"សូវ", "បាន", "មែន", "ទាន់", "ៗ", "ដែល", "ជា"}  # after a marker these may change places
-NOUNS = set(
-    [
-        "កូន",
-        "សិស្ស",
-        "គ្រូ",
-        "មនុស្ស",
-        "បងប្អូន",
-        "គោ",
-        "ក្របី",
-        "ឆ្កែ",
-        "ឆ្មា",
-        "មាន់",
-        "ទា",
-        "ជ្រូក",
-        "សេះ",
-        "ដំរី",
-        "សៀវភៅ",
-        "ត្រី",
-        "អង្ករ",
-        "ដូង",
-        "ស្វាយ",
-        "ចេក",
-        "ទឹក",
-        "បាយ",
-        "កាហ្វេ",
-        "ឡាន",
-        "រថយន្ត",
-        "ម៉ូតូ",
-        "កង់",
-        "ផ្ទះ",
-        "ដើមឈើ",
-        "ក្រដាស",
-        "ប៊ិច",
-        "អាវ",
-        "ខោ",
-        "ស្បែកជើង",
-        "មិត្ត",
-        "កុមារ",
-        "ក្មេង",
-        "ស្ត្រី",
-        "បុរស",
-        "កសិករ",
-        "កម្មករ",
-        "ភ្ញៀវ",
-        "ស្ករ",
-        "អំបិល",
-        "សាច់",
-        "បន្លែ",
-        "នំ",
-        "ទូក",
-        "គ្រែ",
-        "តុ",
-        "កៅអី",
-        "ពងមាន់",
-        "ឆ្នាំង",
-    ]
-)
-CLASSIFIERS = set(
-    ["នាក់", "ក្បាល", "គ្រឿង", "ដើម", "ផ្លែ", "គ្រាប់", "សន្លឹក", "ច្បាប់", "គីឡូ", "គូ", "ដុំ", "កញ្ចប់", "ដប", "កែវ", "ចាន", "ខ្នង"]
-)
 DOUBLED = ("នៅ", "ដែល", "និង", "របស់", "ជា", "ពី", "ក្នុង", "ដោយ", "សម្រាប់")
 BANTOC, COENG = "\u17cb", "\u17d2"
 _NUMBER = re.compile(rf"{NUMBER_WORDS}|[០-៩]+")
 _KHMER_WORD = re.compile(r"[\u1780-\u17d3]+")
 
 PERSONS = "He|She|It|he|she|it|mother|father|sister|brother|teacher|aunt|uncle|farmer|grandmother|grandfather|friend"
-VERBS = [
-    "feed",
-    "fill",
-    "walk",
-    "sell",
-    "know",
-    "get",
-    "work",
-    "live",
-    "like",
-    "want",
-    "need",
-    "eat",
-    "drink",
-    "read",
-    "write",
-    "play",
-    "help",
-    "make",
-    "take",
-    "come",
-    "give",
-    "call",
-    "cook",
-    "teach",
-    "watch",
-    "wash",
-    "study",
-    "carry",
-    "grow",
-    "buy",
-    "speak",
-    "learn",
-    "run",
-    "ride",
-    "sing",
-    "swim",
-    "sleep",
-    "think",
-    "say",
-    "see",
-    "keep",
-    "begin",
-    "start",
-    "open",
-    "close",
-    "go",
-    "do",
-    "bring",
-    "sit",
-    "stand",
-    "wear",
-    "clean",
-    "plant",
-    "tell",
-    "ask",
-    "love",
-    "enjoy",
-]
-IRREGULAR = dict(
-    zip(
-        [
-            "went",
-            "ate",
-            "bought",
-            "took",
-            "wrote",
-            "came",
-            "ran",
-            "saw",
-            "gave",
-            "made",
-            "found",
-            "brought",
-            "taught",
-            "caught",
-            "sold",
-            "drank",
-            "swam",
-            "slept",
-            "knew",
-            "grew",
-            "flew",
-            "broke",
-            "spoke",
-            "drove",
-            "fell",
-            "kept",
-            "felt",
-            "left",
-            "lost",
-            "met",
-            "paid",
-            "rode",
-            "sang",
-            "stood",
-            "swept",
-            "taught",
-            "thought",
-            "threw",
-            "told",
-            "wore",
-            "won",
-        ],
-        [
-            "goed",
-            "eated",
-            "buyed",
-            "taked",
-            "writed",
-            "comed",
-            "runned",
-            "seed",
-            "gived",
-            "maked",
-            "finded",
-            "bringed",
-            "teached",
-            "catched",
-            "selled",
-            "drinked",
-            "swimmed",
-            "sleeped",
-            "knowed",
-            "growed",
-            "flied",
-            "breaked",
-            "speaked",
-            "drived",
-            "falled",
-            "keeped",
-            "feeled",
-            "leaved",
-            "losed",
-            "meeted",
-            "payed",
-            "rided",
-            "singed",
-            "standed",
-            "sweeped",
-            "teached",
-            "thinked",
-            "throwed",
-            "telled",
-            "weared",
-            "winned",
-        ],
-        strict=True,
-    )
-)
-MISSPELLED = {
-    **{"their": "there", "than": "then", "its": "it's", "your": "you're", "because": "becuase", "which": "wich"},
-    **{"friend": "freind", "friends": "freinds", "believe": "beleive", "receive": "recieve", "until": "untill"},
-    **{"beautiful": "beatiful", "tomorrow": "tommorow", "different": "diffrent", "always": "allways"},
-    **{"people": "poeple", "school": "shcool", "every": "evry", "before": "befor", "morning": "mornning"},
-}
 MANY = "two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|many|several|these|those"
-NO_SINGULAR = {"clothes", "glasses", "news", "series", "species", "always", "perhaps", "lens", "trousers", "scissors"}
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
 _HOURS = r"noon|night|midnight|\d+ o'clock|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve) o'clock"
+
+
+@cache
+def _known() -> dict[str, Any]:
+    """The content of `grammar_errors.yaml`."""
+    return read_yaml(Path(__file__).with_suffix(".yaml"))
+
 
 _Found = Iterator[tuple[int, int, str, str]]  # first and last place, what is put there, the word that it is about
 
@@ -331,7 +124,7 @@ def _marker_after_verb(sentence: str) -> _Found:
 
 def _classifier_first(sentence: str) -> _Found:
     for place, (noun, number, classifier) in _runs(sentence, 3):
-        if noun in NOUNS and _NUMBER.fullmatch(number) and classifier in CLASSIFIERS:
+        if noun in _known()["nouns"] and _NUMBER.fullmatch(number) and classifier in _known()["classifiers"]:
             whole = noun + number + classifier
             yield place, place + len(whole), number + classifier + noun, noun
 
@@ -361,19 +154,33 @@ def _third_person(verb: str) -> str:
 
 
 def _singular(noun: str) -> str | None:
-    if noun in NO_SINGULAR or noun.endswith(("ss", "us", "is")) or len(noun) < 4:
+    if noun in _known()["no_singular"] or noun.endswith(("ss", "us", "is")) or len(noun) < 4:
         return None
     if noun.endswith("ies"):
         return f"{noun[:-3]}y"
     return noun[:-2] if noun.endswith(("ches", "shes", "xes", "sses")) else noun[:-1]
 
 
-_PLAIN = {"is": "are", "was": "were", "has": "have", **{_third_person(verb): verb for verb in VERBS}}
+@cache
+def _plain() -> dict[str, str]:
+    """Verbs by their form of the third person."""
+    return {"is": "are", "was": "were", "has": "have", **{_third_person(verb): verb for verb in _known()["verbs"]}}
+
+
 _OF_MANY = {"are": "is", "were": "was", "have": "has"}
 
 
+_PREPOSITIONS = {"in": "on", "on": "in", "at": "in", "In": "On", "On": "In", "At": "In"}
+
+
+def _other_article(match: re.Match[str]) -> str | None:
+    if re.match("hist|hon|hour|uni|use|one|eu", match["next"]):  # written otherwise than spoken
+        return None
+    return f"{match['word']}n" if len(match["word"]) == 1 else match["word"][0]
+
+
 def _misspelled(match: re.Match[str]) -> str | None:
-    put = MISSPELLED.get(match["word"].lower())
+    put = _known()["misspelled"].get(match["word"].lower())
     return put.capitalize() if put and match["word"][0].isupper() else put
 
 
@@ -386,24 +193,16 @@ _KHMER_RULES: dict[str, Callable[[str], _Found]] = {
     "doubled_word": _doubled,
 }
 _ENGLISH_RULES: dict[str, Callable[[str], _Found]] = {
-    "agreement": _matches(rf"\b(?:{PERSONS}) (?P<word>[a-z]+)\b", lambda match: _PLAIN.get(match["word"])),
+    "agreement": _matches(rf"\b(?:{PERSONS}) (?P<word>[a-z]+)\b", lambda match: _plain().get(match["word"])),
     "agreement_of_many": _matches(
-        r"\b(?:They|We|You|they|we|you) (?P<word>are|were|have)\b", lambda m: _OF_MANY[m["word"]]
+        r"\b(?:They|We|You|they|we|you) (?P<word>are|were|have)\b", lambda match: _OF_MANY[match["word"]]
     ),
-    "article": _matches(
-        r"\b(?P<word>[Aa]n?) (?P<next>[a-z]+)",
-        lambda m: (
-            None
-            if re.match("hist|hon|hour|uni|use|one|eu", m["next"])
-            else (m["word"] + "n" if len(m["word"]) == 1 else m["word"][0])
-        ),
-    ),
+    "article": _matches(r"\b(?P<word>[Aa]n?) (?P<next>[a-z]+)", _other_article),
     "preposition": _matches(
         rf"\b(?P<word>(?:[Ii]n(?= (?:{_MONTHS})\b)|[Oo]n(?= (?:{_DAYS})\b)|[Aa]t(?= (?:{_HOURS})\b)))",
-        lambda m: {"in": "on", "on": "in", "at": "in", "In": "On", "On": "In", "At": "In"}[m["word"]],
+        lambda match: _PREPOSITIONS[match["word"]],
     ),
     "plural": _matches(rf"\b(?:{MANY}) (?P<word>[a-z]+s)\b(?!')", lambda match: _singular(match["word"])),
-    "irregular_verb": _matches(r"\b(?P<word>[a-z]+)\b", lambda match: IRREGULAR.get(match["word"])),
+    "irregular_verb": _matches(r"\b(?P<word>[a-z]+)\b", lambda match: _known()["irregular"].get(match["word"])),
     "misspelled_word": _matches(r"\b(?P<word>[A-Za-z]+)\b(?!')", _misspelled),
 }
-RULES: dict[Language, tuple[str, ...]] = {"khm": tuple(_KHMER_RULES), "eng": tuple(_ENGLISH_RULES)}

@@ -15,22 +15,26 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import polars as pl
+from pydantic import Field
 
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chats import NEW_CHAT, new_chat
 from khmer_assets.instructions.grammar_errors import Error, errors, shuffled
+from khmer_assets.instructions.writing import Assignment, Unfit, require_language
 from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.khmer.numbers import to_khmer_digits
 from khmer_assets.khmer.script import Language, dominant_script
 from khmer_assets.khmer.sentences import sentences
+from khmer_assets.khmer.utterances import bare
+from khmer_assets.teachers.settings import Budget, Template
 
 Task = Literal["fluency", "vocabulary", "correction", "dialogue", "explanation"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -38,6 +42,32 @@ BY_RULES: tuple[Task, ...] = ("fluency", "correction", "explanation")
 
 BEST = 5
 COSTS = {"marker_after_verb": 2, "classifier_first": 2, "agreement": 2, "agreement_of_many": 2, "preposition": 2}
+SCHEMAS: dict[Task, dict[str, Any]] = {
+    "vocabulary": {
+        "type": "object",
+        "properties": {
+            "level": {"type": "string", "enum": ["A1", "A2", "B1", "B2", "C1", "C2"]},
+            "reason": {"type": "string", "minLength": 1},
+        },
+        "required": ["level", "reason"],
+    },
+    "dialogue": {
+        "type": "object",
+        "properties": {
+            "lines": {
+                "type": "array",
+                "minItems": 2,
+                "maxItems": 8,
+                "items": {
+                    "type": "object",
+                    "properties": {key: {"type": "string", "minLength": 1} for key in ("speaker", "text")},
+                    "required": ["speaker", "text"],
+                },
+            }
+        },
+        "required": ["lines"],
+    },
+}
 ERRORS = 3  # at most, in a sentence that is scored
 KHMER_LENGTH, ENGLISH_WORDS = range(20, 121), range(4, 26)
 _GOOD_ENGLISH = re.compile(r"[A-Z][A-Za-z ,'-]+[.?!]")
@@ -45,10 +75,13 @@ _GOOD_KHMER = re.compile(r"[\u1780-\u17d3\u17d7\u17e0-\u17e9 ]+[។?!]")
 
 
 class TutorTasks(Settings):
-    """`count`: how many chats are made, of all `tasks` together in equal parts."""
+    """`count`: how many chats are made, of all `tasks` together in equal parts. `budget` is that of each of the tasks
+    that teachers do, in one materialization, `max_answer_tokens` that of one answer."""
 
     count: PositiveInt = 1000
-    tasks: list[Task] = list(TASKS)
+    tasks: Annotated[list[Task], Field(min_length=1)] = list(TASKS)
+    max_answer_tokens: PositiveInt = 1_024
+    budget: Budget = Budget()
 
 
 @cache
@@ -86,6 +119,42 @@ def by_rules(
     wanted = settings.count * len(tasks) // len(settings.tasks)
     rows = list(_rows(tasks, wanted, source, good_sentences(texts, 2 * wanted, seed), normalization, seed))
     return pl.LazyFrame(rows, schema=NEW_CHAT)
+
+
+def by_teachers(settings: TutorTasks, source: str, texts: Iterable[str], seed: int) -> list[Assignment]:
+    """The tasks that teachers do, with their rows."""
+    tasks = [task for task in settings.tasks if task not in BY_RULES]
+    good = good_sentences(texts, settings.count * len(tasks) // len(settings.tasks), seed + 1) if tasks else []
+    return [_by_teachers(task, settings, source, good[number :: len(tasks)], seed) for number, task in enumerate(tasks)]
+
+
+def _by_teachers(
+    task: Task, settings: TutorTasks, source: str, good: list[tuple[str, Language]], seed: int
+) -> Assignment:
+    answered = _vocabulary if task == "vocabulary" else _dialogue
+    rows = [{"id": f"{task}-{number}", "sentence": sentence} for number, (sentence, _) in enumerate(good)]
+
+    def made(row: Mapping[str, str], value: dict[str, Any]) -> dict[str, Any]:
+        sentence, language = good[int(row["id"].rpartition("-")[2])]
+        exchange = sentence, answered(sentence, language, value)
+        return chat(source, task, sentence, language, exchange, Random(f"{seed} {sentence}"))
+
+    template = Template(
+        **wording()["teachers"][task], answer_schema=SCHEMAS[task], max_answer_tokens=settings.max_answer_tokens
+    )
+    return Assignment(template, rows, made)
+
+
+def _vocabulary(sentence: str, language: Language, value: dict[str, Any]) -> str:
+    require_language([value["reason"]], "khm")
+    return f"{wording()['answers']['level'].format(level=value['level'])} {value['reason'].strip()}"
+
+
+def _dialogue(sentence: str, language: Language, value: dict[str, Any]) -> str:
+    require_language([line["text"] for line in value["lines"]], language)
+    if not any(bare(sentence) in bare(line["text"]) for line in value["lines"]):
+        raise Unfit("sentence_missing", None, f"nobody says the sentence: {sentence}")
+    return "\n".join(f"{line['speaker'].strip()}: {line['text'].strip()}" for line in value["lines"])
 
 
 def _rows(
@@ -163,4 +232,4 @@ def _overlap(error: Error, made: list[Error]) -> bool:
 
 
 def _scored(score: int, reasons: list[str]) -> str:
-    return cast(str, "\n".join([wording()["answers"]["score"].format(score=to_khmer_digits(score)), *reasons]))
+    return "\n".join([wording()["answers"]["score"].format(score=to_khmer_digits(score)), *reasons])

@@ -1,0 +1,127 @@
+"""Questions with their answers, written by teachers from documents, whose text is the ground, and from topics.
+
+Each begins with a directive (សូមពន្យល់, ចូរប្រៀបធៀប, Explain ...; `questions_and_answers.yaml`), which says how many
+sentences the answer has at least. Rules:
+
+| rule | measure |
+|---|---|
+| other_language | the share of the letters that are of the text's script |
+| too_few_sentences | how many the answer has |
+| other_directive | none; the instruction does not use the directive |
+| foreign_number | how many numbers (of two and more digits) neither the document nor the question has |
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from khmer_assets.foundation.settings import FileBeside, PositiveInt, RecipeError, Settings, validated
+from khmer_assets.foundation.yaml_files import read_yaml
+from khmer_assets.instructions.chats import Message
+from khmer_assets.instructions.writing import Assignment, Ground, Unfit, Written, require_language
+from khmer_assets.khmer.numbers import to_latin_digits
+from khmer_assets.khmer.script import Language
+from khmer_assets.khmer.sentences import count_sentences
+from khmer_assets.teachers.settings import Template
+
+WORDING = Path(__file__).with_suffix(".yaml")
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "instruction": {"type": "string", "minLength": 1},
+        "input": {"type": "string"},
+        "output": {"type": "string", "minLength": 1},
+    },
+    "required": ["instruction", "input", "output"],
+}
+_NUMBER = re.compile(r"\d{2,}")
+
+
+class QuestionsAndAnswers(Written):
+    """`each`: how many questions are asked about a document or topic, with different directives. `directives`: a file
+    like `questions_and_answers.yaml` with directives of your own, relative to the recipe."""
+
+    each: PositiveInt = 1
+    directives: FileBeside | None = None
+
+
+class Directive(Settings):
+    """`say` stands in the question; the answer has at least so many `sentences`."""
+
+    say: str
+    sentences: PositiveInt = 1
+
+
+class _Directives(Settings):
+    khm: list[Directive]
+    eng: list[Directive]
+
+
+@cache
+def wording() -> dict[str, Any]:
+    """The content of `questions_and_answers.yaml`."""
+    return read_yaml(WORDING)
+
+
+def directives(file: Path | None) -> dict[Language, list[Directive]]:
+    """The directives by language. Raises `RecipeError` for a file that is not like `questions_and_answers.yaml`."""
+    found = validated(_Directives, read_yaml(file or WORDING).get("directives"), file or WORDING, "directives.")
+    if not found.khm or not found.eng:
+        raise RecipeError(f"{file or WORDING}: directives: expected at least one for khm and one for eng")
+    return {"khm": found.khm, "eng": found.eng}
+
+
+def question_task(settings: QuestionsAndAnswers, written_about: Sequence[Ground], seed: int) -> Assignment:
+    """What is asked of the teachers, a row a question. Raises `RecipeError`."""
+    known = directives(settings.directives)
+    rows, asked = [], {}
+    for ground in written_about:
+        chosen = Random(f"{seed} {ground.id}").sample(known[ground.language], len(known[ground.language]))
+        for number, directive in enumerate(chosen[: settings.each], 1):
+            row = {
+                "id": f"{ground.id}-{number}",
+                "language": wording()["languages"][ground.language],
+                "directive": directive.say,
+                "sentences": str(directive.sentences),
+                "ground": f"{wording()['grounds'][ground.kind]}\n{ground.text}",
+            }
+            rows.append(row)
+            asked[row["id"]] = ground, directive
+
+    def chat(row: Mapping[str, str], value: dict[str, Any]) -> dict[str, Any]:
+        ground, directive = asked[row["id"]]
+        question = "\n\n".join(part for part in (value["instruction"], value["input"]) if part.strip())
+        _require(question, value, ground, directive)
+        return {
+            "language": ground.language,
+            "messages": [Message(role="user", content=question), Message(role="assistant", content=value["output"])],
+        }
+
+    template = Template(
+        text=wording()["text"],
+        system=wording()["system"],
+        answer_schema=SCHEMA,
+        max_answer_tokens=settings.max_answer_tokens,
+    )
+    return Assignment(template, rows, chat)
+
+
+def _require(question: str, value: dict[str, Any], ground: Ground, directive: Directive) -> None:
+    require_language([value["instruction"], value["output"]], ground.language)
+    count = count_sentences(value["output"])
+    if count < directive.sentences:
+        raise Unfit("too_few_sentences", count, f"{count} sentences, expected {directive.sentences} at least")
+    if directive.say.casefold() not in value["instruction"].casefold():
+        raise Unfit("other_directive", None, f"the instruction does not say {directive.say}")
+    if ground.kind == "document":
+        known = set(_numbers(ground.text)) | set(_numbers(question))
+        foreign = [number for number in _numbers(value["output"]) if number not in known]
+        if foreign:
+            raise Unfit("foreign_number", len(foreign), f"the document has no {', '.join(foreign)}"[:300])
+
+
+def _numbers(text: str) -> list[str]:
+    return _NUMBER.findall(to_latin_digits(text))
