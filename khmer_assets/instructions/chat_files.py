@@ -279,7 +279,7 @@ def _loaded(line: bytes) -> Any:
 
 def _json(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     """The values of an array, or those that follow one another. What is no JSON ends the reading."""
-    text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig")
+    text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig", errors="surrogateescape")
     buffer, number, ended = text.read(READ_AT_ONCE).lstrip(), 0, False
     array = buffer.startswith("[")
     buffer = buffer.removeprefix("[") if array else buffer

@@ -206,3 +206,4 @@ _ENGLISH_RULES: dict[str, Callable[[str], _Found]] = {
     "irregular_verb": _matches(r"\b(?P<word>[a-z]+)\b", lambda match: _known()["irregular"].get(match["word"])),
     "misspelled_word": _matches(r"\b(?P<word>[A-Za-z]+)\b(?!')", _misspelled),
 }
+RULES: dict[Language, tuple[str, ...]] = {"khm": tuple(_KHMER_RULES), "eng": tuple(_ENGLISH_RULES)}
