@@ -5,6 +5,7 @@ What does not belong here: any one setting. It stands, with its default and its 
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -73,6 +74,7 @@ FileBeside = Annotated[Path, BeforeValidator(_beside_the_file)]
 """A path that is relative to the file in which it is written."""
 
 
+SECRETS = re.compile(r"(^|_)(key|token)(_variable)?$|secret|password")  # names of what holds one, or is mistaken for it
 EXPECTED = {  # where pydantic's own words would not help
     "model_type": "expected keys and values",
     "dict_type": "expected keys and values",
@@ -88,8 +90,18 @@ def mistakes(error: ValidationError, prefix: str, whole: str) -> list[str]:
     for one in error.errors():
         key = (prefix + ".".join(map(str, one["loc"]))).strip(".") or whole
         told = EXPECTED.get(one["type"]) or one["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}: {told} (given: {one['input']!r:.80})")
+        lines.append(f"{key}: {told} (given: {_shown(one['input'], str(one['loc'][-1]) if one['loc'] else '')!r:.80})")
     return lines
+
+
+def _shown(value: Any, key: str) -> Any:
+    """What is shown of what was given: not what stands under the name of a secret, where somebody may have put one."""
+    if isinstance(value, dict):
+        return {name: _shown(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner, key) for inner in value]
+    with_password = isinstance(value, str) and "://" in value and ("@" in value or "?" in value)
+    return "..." if with_password or (value is not None and SECRETS.search(key.lower())) else value
 
 
 def validated(model: type[S], values: Any, file: Path, prefix: str = "") -> S:

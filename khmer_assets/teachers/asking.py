@@ -1,64 +1,44 @@
-"""Asking teachers about many rows."""
+"""Asking teachers about many rows: who is asked, when, and what becomes of each row.
 
+What is said (`messages.py`), one request (`connection.py`), what is kept (`answers.py`), how fast (`limits.py`), when
+not (`pauses.py`) and what it took (`books.py`) stand beside it. What a teacher was paid for is kept, answers and
+faults; what nobody paid for (no connection, no budget) is asked again the next time.
+"""
+
+import asyncio
 import hashlib
 import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from khmer_assets.teachers.messages import digest_of_row, messages, rendered, sent_schema, taken_apart
+from khmer_assets.teachers.answers import Answers, Kept
+from khmer_assets.teachers.books import Answer, Asked, Purse, Spent, TeacherError, told_cost
+from khmer_assets.teachers.desk import Desk, Item
+from khmer_assets.teachers.messages import digest_of_row, rendered
 from khmer_assets.teachers.settings import Budget, Teacher, Template
 
+__all__ = ["Answer", "Asked", "TeacherError", "ask", "teacher_of"]
 
-class TeacherError(Exception):
-    """A teacher that cannot be asked; the message says what was given, what is expected and what to do."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one row: `value` fits the template's schema, or is None for a row set aside by `rule`."""
-
-    id: str
-    teacher: str
-    value: dict[str, Any] | None
-    rule: str | None
-    measure: float | None
-    reason: str | None
-    prompt_tokens: int
-    answer_tokens: int
-
-
-@dataclass
-class Asked:
-    """The books of one materialization."""
-
-    rows: int = 0
-    requests: int = 0
-    reused: int = 0
-    missing: int = 0
-    set_aside: dict[str, int] = field(default_factory=dict)
-
-    def metadata(self) -> dict[str, Any]:
-        """For Dagster and MLflow."""
-        return {"rows": self.rows, "requests": self.requests, "reused": self.reused, "missing": self.missing}
+PROGRESS_SECONDS = 10.0
 
 
 def teacher_of(teachers: Sequence[Teacher], values: Mapping[str, str]) -> Teacher:
-    """The teacher of a row, by its content alone: more rows, or another teacher, move no more rows than they must."""
+    """The teacher of a row, by its content alone: more rows move none, and another teacher only those that it gets.
+
+    Weighted rendezvous hashing (Schindelhauer and Schomaker 2005, "Weighted Distributed Hash Tables").
+    """
     content = json.dumps(dict(sorted(values.items())), ensure_ascii=False)
 
     def weight(teacher: Teacher) -> float:
-        digest = hashlib.sha256(f"{teacher.name}\0{content}".encode("utf-8", "surrogatepass")).digest()
-        position = (int.from_bytes(digest[:7], "big") + 1) / (256**7 + 1)
+        digest = hashlib.sha256(f"{teacher.name}\0{content}".encode()).digest()
+        position = (int.from_bytes(digest[:6], "big") + 0.5) / 256**6
         return -teacher.share / math.log(position)
 
-    return max(teachers, key=weight)
+    return max(teachers, key=weight) if len(teachers) > 1 else teachers[0]
 
 
 def ask(
@@ -68,51 +48,172 @@ def ask(
     answers: Path,
     budget: Budget,
     log: Callable[[str], None],
+    purpose: str = "",
 ) -> tuple[list[Answer], Asked]:
-    """The teachers' answers for rows, which have an `id` and the template's values, in the order of the rows."""
-    answers.mkdir(parents=True, exist_ok=True)
-    found, asked = [], Asked()
-    for row in rows:
-        asked.rows += 1
-        values = {name: row[name] for name in template.placeholders}
-        teacher = teacher_of(teachers, values)
-        with sqlite3.connect(answers / f"{teacher.name}.sqlite") as kept:
-            kept.execute("CREATE TABLE IF NOT EXISTS early (digest TEXT PRIMARY KEY, answer TEXT)")
-            digest = digest_of_row(teacher.model, template, rendered(template, values))
-            known = kept.execute("SELECT answer FROM early WHERE digest = ?", [digest]).fetchone()
-            if known is None and budget.requests is not None and asked.requests >= budget.requests:
-                asked.missing += 1
+    """The teachers' answers for rows, in their order, and the books.
+
+    A row has an `id` and the values of the template's placeholders. `answers` is the folder of what was answered so
+    far;
+    no row is asked that is there. Rows that were not asked, for want of budget or because a teacher gave up, have no
+    answer; the next call goes on with them. `log` gets progress; `purpose` names the caller in the table of costs.
+    Raises `TeacherError` for teachers that cannot be asked at all.
+    """
+    asked = Asked(teachers, by_teacher={teacher.name: Spent() for teacher in teachers})
+    if not teachers:
+        raise TeacherError("no teacher is set, expected at least one under teachers: (docs/teachers.md)")
+    if budget.money is not None and (free := [teacher.name for teacher in teachers if not teacher.priced]):
+        raise TeacherError(
+            f"budget.money is {budget.money:g}, but teacher {free[0]} has no prices: set its prompt_price and "
+            "answer_price (money a million tokens; 0 where it costs nothing), or limit requests or tokens"
+        )
+    try:
+        room = _Room(teachers, template, rows, asked, log)
+        room.work(answers, Purse(budget), purpose)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # a full disk, say
+            raise
+        raise TeacherError(
+            f"{answers}: expected SQLite files of answers, but: {error}; bring them back from a copy, or move them "
+            "away and pay for the answers anew"
+        ) from None
+    return room.answers(), asked
+
+
+class _Room:
+    """One call of `ask`: the rows, and a desk a teacher."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        template: Template,
+        rows: Iterable[Mapping[str, str]],
+        asked: Asked,
+        log: Callable[[str], None],
+    ):
+        self._template, self._asked, self._log = template, asked, log
+        self._rows: list[tuple[str, str, str]] = []  # id, teacher, digest
+        self._items: dict[str, dict[str, Item]] = {teacher.name: {} for teacher in teachers}
+        self._found: dict[tuple[str, str], Kept] = {}  # by teacher and digest
+        self._asked_now: set[tuple[str, str]] = set()
+        self._teachers, self._version, self._placeholders = teachers, template.version, template.placeholders
+        for row in rows:
+            self._add(row)
+
+    def _add(self, row: Mapping[str, str]) -> None:
+        self._asked.rows += 1
+        if lacking := [name for name in self._placeholders if name not in row]:
+            raise TeacherError(
+                f"the template asks for {{{lacking[0]}}}, but the row {row.get('id', '')!r:.60} has no such value; "
+                f"expected one of {', '.join(sorted(set(row) - {'id'}))}"
+            )
+        values = {name: row[name] for name in self._placeholders}
+        empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
+        fault = Kept(None, "no_value", float(len(empty)), f"{', '.join(empty)}: there is no text") if empty else None
+        try:
+            "".join(map(str, values.values())).encode()
+        except UnicodeEncodeError:
+            fault = Kept(None, "no_value", None, "the text has half a character (a lone surrogate)")
+        if fault:
+            teacher, digest = self._teachers[0], f"row {self._asked.rows}"
+            self._found[teacher.name, digest] = fault
+        else:
+            teacher = teacher_of(self._teachers, values)
+            text = rendered(self._template, values)
+            digest = digest_of_row(teacher.model, self._version, text)
+            self._items[teacher.name].setdefault(digest, Item(digest, text))
+        self._rows.append((row["id"], teacher.name, digest))
+
+    def work(self, folder: Path, purse: Purse, purpose: str) -> None:
+        """Ask what is not known. Raises `TeacherError` when a teacher cannot be asked at all."""
+        desks = []
+        try:
+            for teacher in self._teachers:
+                if not (items := self._items[teacher.name]):
+                    continue
+                kept = Answers(folder / f"{teacher.name}.sqlite")
+                desk = Desk(teacher, self._template, kept, purse, self._asked, self._log, purpose)
+                desks.append(desk)
+                known = kept.known(list(items))
+                desk.found.update(known)
+                desk.add(item for digest, item in items.items() if digest not in known)
+            if waiting := [desk for desk in desks if desk.waits]:
+                keys = [_key(desk.teacher) for desk in waiting]
+                with asyncio.Runner(loop_factory=_new_loop) as runner:
+                    runner.run(self._ask(waiting, keys, sum(len(desk.found) for desk in desks)))
+        finally:
+            for desk in desks:
+                desk.answers.__exit__(None, None, None)
+                self._found |= {(desk.teacher.name, digest): kept for digest, kept in desk.found.items()}
+                self._asked_now |= {(desk.teacher.name, digest) for digest in desk.asked_here}
+        if problems := [desk.stopped for desk in desks if desk.stopped and not desk.spent.answered]:
+            raise TeacherError("\n".join(problems))
+
+    async def _ask(self, desks: list[Desk], keys: list[str | None], known: int) -> None:
+        progress = asyncio.create_task(self._tell(desks, known))
+        tasks = [asyncio.create_task(desk.run(key)) for desk, key in zip(desks, keys, strict=True)]
+        try:
+            for task in asyncio.as_completed(tasks):
+                await task
+                if any(desk.stopped and not desk.spent.answered for desk in desks):
+                    for desk in desks:  # a mistake in the settings: what is under way is read, nothing more is sent
+                        desk.close()
+        finally:
+            progress.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, desks: list[Desk], known: int) -> None:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            done, left = sum(len(desk.found) for desk in desks) - known, sum(desk.waits for desk in desks)
+            rate = done / (time.monotonic() - started)
+            to_go = f", {_duration(left / rate)} to go" if rate else ""
+            self._log(
+                f"{done:,} of {done + left:,} rows answered ({known:,} were known before), {rate:,.1f} a second, "
+                f"{self._asked.tokens:,} tokens, cost so far {told_cost(self._asked.cost)}{to_go}"
+            )
+
+    def answers(self) -> list[Answer]:
+        """A row's answer, or none for one that was not asked. Counts them in the books."""
+        found: list[Answer] = []
+        for identity, teacher, digest in self._rows:
+            kept = self._found.get((teacher, digest))
+            if kept is None:
+                self._asked.missing += 1
                 continue
-            if known is None:
-                asked.requests += 1
-                known = [json.dumps(_request(teacher, template, rendered(template, values)))]
-                kept.execute("INSERT INTO early VALUES (?, ?)", [digest, known[0]])
-            else:
-                asked.reused += 1
-        answer = Answer(row["id"], teacher.name, *json.loads(known[0]))
-        if answer.rule is not None:
-            asked.set_aside[answer.rule] = asked.set_aside.get(answer.rule, 0) + 1
-        found.append(answer)
-    return found, asked
+            if kept.rule is not None:
+                self._asked.set_aside[kept.rule] += 1
+            self._asked.by_teacher[teacher].rows += 1
+            self._asked.reused += kept.paid and (teacher, digest) not in self._asked_now
+            found.append(Answer(identity, teacher, kept.value, kept.rule, kept.measure, kept.reason,
+                                kept.prompt_tokens, kept.answer_tokens))  # fmt: skip
+        return found
 
 
-def _request(teacher: Teacher, template: Template, text: str) -> list[Any]:
-    key = os.environ.get(teacher.key_variable) if teacher.key_variable else None
-    body = {
-        "model": teacher.model,
-        "messages": messages(template, [text]),
-        "max_tokens": template.max_answer_tokens,
-        "temperature": template.temperature,
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": sent_schema(template, 1), "strict": True},
-        },
-    }
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    response = httpx.post(f"{teacher.address}/chat/completions", json=body, headers=headers, timeout=120)
-    if response.status_code != 200:
-        raise TeacherError(f"{teacher.address} answered {response.status_code}: {response.text[:200]}")
-    answer = response.json()
-    (value,) = taken_apart(template, answer["choices"][0]["message"]["content"] or "", 1)
-    usage = answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]
-    return [value, None, None, None, *usage] if isinstance(value, dict) else [None, *value, *usage]
+def _new_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _key(teacher: Teacher) -> str | None:
+    """The teacher's key. Raises `TeacherError` when its variable holds none."""
+    if teacher.key_variable is None:
+        return None
+    key = os.environ.get(teacher.key_variable, "").strip()
+    if not key:
+        raise TeacherError(f"teacher {teacher.name}: the environment variable {teacher.key_variable} is not set; "
+                           "expected the key of its server there")  # fmt: skip
+    if not key.isascii() or not key.isprintable():
+        raise TeacherError(
+            f"teacher {teacher.name}: {teacher.key_variable} holds characters that no key has; set it anew"
+        )
+    return key
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -7,10 +7,10 @@ taken apart again, does. An answer is trusted in nothing: it may be cut, hold ha
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from referencing import Registry
 
 from khmer_assets.foundation.settings import digest_of
@@ -30,36 +30,76 @@ def rendered(template: Template, values: Mapping[str, str]) -> str:
     return PLACEHOLDER.sub(lambda found: values[found[1]], template.text)
 
 
-def digest_of_row(model: str, template: Template, text: str) -> str:
+def digest_of_row(model: str, version: str, text: str) -> str:
     """What an answer is known by: the model, the template's version and the row's own message."""
-    return digest_of([model, template.version, text])[:32]
+    return digest_of([model, version, text])[:32]
 
 
-def messages(template: Template, texts: Sequence[str]) -> list[Message]:
-    """The messages that ask for the rows with these texts. The schema is told in words too, for servers without it."""
-    schema = json.dumps(template.answer_schema, ensure_ascii=False)
-    if len(texts) == 1:
-        rule, asked = f"Answer with one JSON object of this schema and nothing else: {schema}", texts[0]
-    else:
-        rule = (
-            f"You get {len(texts)} items as a JSON object, by their numbers. Judge each by itself. Answer with one "
-            f'JSON object that has each number ("1" to "{len(texts)}") as a key, and as its value an object of '
-            f"this schema, and nothing else: {schema}"
-        )
-        asked = json.dumps({str(number): text for number, text in enumerate(texts, 1)}, ensure_ascii=False)
-    system = f"{template.system}\n\n{rule}" if template.system else rule
-    return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+class Wording:
+    """A template, made ready to be asked many times."""
 
+    def __init__(self, template: Template):
+        self._template = template
+        self._schema = json.dumps(template.answer_schema, ensure_ascii=False)
+        self._closed = _closed(template.answer_schema)
+        self._validator = Draft202012Validator(template.answer_schema, registry=Registry())
+        self._systems: dict[int, str] = {}
 
-def sent_schema(template: Template, rows: int) -> dict[str, Any]:
-    """The schema of the answer for so many rows, as a server with structured output takes it."""
-    schema = _closed(template.answer_schema)
-    if rows == 1:
-        return schema
-    numbers = [str(number) for number in range(1, rows + 1)]
-    properties = {number: {"$ref": "#/$defs/answer"} for number in numbers}
-    batch = {"type": "object", "properties": properties, "required": numbers, "additionalProperties": False}
-    return {**batch, "$defs": {"answer": schema}}
+    def messages(self, texts: Sequence[str]) -> list[Message]:
+        """The messages that ask for the rows with these texts. They tell the schema too, for servers that take none."""
+        asked = texts[0]
+        if len(texts) > 1:
+            asked = json.dumps({str(number): text for number, text in enumerate(texts, 1)}, ensure_ascii=False)
+        return [{"role": "system", "content": self.system(len(texts))}, {"role": "user", "content": asked}]
+
+    def system(self, rows: int) -> str:
+        """What is said before so many rows."""
+        if rows not in self._systems:
+            rule = f"Answer with one JSON object of this schema and nothing else: {self._schema}"
+            if rows > 1:
+                rule = (
+                    f"You get {rows} items as a JSON object, by their numbers. Judge each by itself. Answer with one "
+                    f'JSON object that has each number ("1" to "{rows}") as a key, and as its value an object of this '
+                    f"schema, and nothing else: {self._schema}"
+                )
+            self._systems[rows] = f"{self._template.system}\n\n{rule}" if self._template.system else rule
+        return self._systems[rows]
+
+    def schema(self, rows: int) -> dict[str, Any]:
+        """The schema of the answer for so many rows, as a server with structured output takes it."""
+        if rows == 1:
+            return self._closed
+        numbers = [str(number) for number in range(1, rows + 1)]
+        properties = {number: {"$ref": "#/$defs/answer"} for number in numbers}
+        batch = {"type": "object", "properties": properties, "required": numbers, "additionalProperties": False}
+        return {**batch, "$defs": {"answer": self._closed}}
+
+    def taken_apart(self, content: str, rows: int) -> list[dict[str, Any] | Fault]:
+        """What the answer says of each row, in their order: its value, or why there is none."""
+        text = THOUGHT.sub("", content)
+        text = fenced[1] if (fenced := FENCE.match(text)) else text
+        if rows == 1:
+            try:
+                return [self._checked(_parsed(text.strip()))]
+            except ValueError as error:
+                return [("no_json", float(len(text)), f"{error}: {text!r:.160}"[:REASON])]
+        found = _pairs(text)
+        return [
+            self._checked(found[str(number)])
+            if str(number) in found
+            else ("missing", float(number), f"the answer has no row {number} of {rows}")
+            for number in range(1, rows + 1)
+        ]
+
+    def _checked(self, value: Any) -> dict[str, Any] | Fault:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return "no_json", None, "a text in the answer has half a character (a lone surrogate)"
+        if (error := best_match(self._validator.iter_errors(value))) is not None:
+            where = ".".join(map(str, error.absolute_path)) or "answer"
+            return "out_of_schema", None, f"{where}: {error.message}"[:REASON]
+        return dict(value)
 
 
 def _closed(schema: Any) -> Any:
@@ -70,41 +110,6 @@ def _closed(schema: Any) -> Any:
         return schema
     inner = {key: value if key in ("enum", "const") else _closed(value) for key, value in schema.items()}
     return inner if schema.get("type") != "object" else {"additionalProperties": False, **inner}
-
-
-def taken_apart(template: Template, content: str, rows: int) -> list[dict[str, Any] | Fault]:
-    """What the answer says of each row, in their order: its value, or why there is none."""
-    text = THOUGHT.sub("", content)
-    text = fenced[1] if (fenced := FENCE.match(text)) else text
-    if rows == 1:
-        try:
-            return [_checked(template, _parsed(text.strip()))]
-        except ValueError as error:
-            return [("no_json", float(len(text)), f"{error}: {text!r:.160}"[:REASON])]
-    found = _pairs(text)
-    return [
-        _checked(template, found[str(number)])
-        if str(number) in found
-        else ("missing", float(number), f"the answer has no row {number} of {rows}")
-        for number in range(1, rows + 1)
-    ]
-
-
-def _checked(template: Template, value: Any) -> dict[str, Any] | Fault:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-        _validator(json.dumps(template.answer_schema)).validate(value)
-    except UnicodeEncodeError:
-        return "no_json", None, "a text in the answer has half a character (a lone surrogate)"
-    except ValidationError as error:
-        where = ".".join(map(str, error.absolute_path)) or "answer"
-        return "out_of_schema", None, f"{where}: {error.message}"[:REASON]
-    return dict(value)
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: str) -> Draft202012Validator:
-    return Draft202012Validator(json.loads(schema), registry=Registry())
 
 
 def _no_number(text: str) -> Any:

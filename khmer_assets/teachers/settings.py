@@ -1,7 +1,6 @@
 """What is set of a teacher, of what is asked, and of what it may cost."""
 
 import re
-from functools import cached_property
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -116,12 +115,12 @@ class Template(Settings):
     max_answer_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0, le=2)] = 0
 
-    @cached_property
+    @property
     def placeholders(self) -> tuple[str, ...]:
         """The names in braces, each once."""
         return tuple(dict.fromkeys(PLACEHOLDER.findall(self.text)))
 
-    @cached_property
+    @property
     def version(self) -> str:
         """A digest of all that decides an answer; how many rows share a request does not."""
         return digest_of(self.model_dump(exclude={"rows_at_once"}))[:12]
