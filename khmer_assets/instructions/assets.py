@@ -238,7 +238,8 @@ def _written(
     for number, (source, task, budget) in enumerate(tasks, 1):
         answers, books = teachers.ask(context, task.template, task.rows, budget)
         prefix = f"{source}_{number}_" if len(tasks) > 1 else ""
-        context.add_output_metadata({f"{prefix}{key}": value for key, value in books.metadata().items()})
+        shown = {key: dg.MetadataValue.md(v) if "|" in str(v) else v for key, v in books.metadata().items()}
+        context.add_output_metadata({f"{prefix}{key}": value for key, value in shown.items()})
         found.append(made(task, source, category, answers, normalization))
     return pl.concat(found) if found else pl.LazyFrame(schema={**NEW_CHAT, **SET_ASIDE})
 
