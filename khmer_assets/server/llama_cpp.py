@@ -109,6 +109,9 @@ def main() -> None:
     file, port, name, context, settings = sys.argv[1:]
     parameters = xllamacpp.CommonParams()
     parameters.n_parallel = SLOTS
+    # nothing is cut out of the text; but llama.cpp then drops the schema of a response_format (its issue 29006), so who
+    # asks this process for structured output starts it without
+    parameters.force_pure_content_parser = True
     for setting, value in json.loads(settings).items():
         if not hasattr(parameters, setting):
             raise ValueError(f"llama.cpp has no setting {setting!r}; serving.engine takes those of CommonParams")
@@ -126,7 +129,6 @@ def main() -> None:
     # answers as vLLM gives them: a last turn of the assistant is not continued, and nothing is cut out of the text
     parameters.prefill_assistant = False
     parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    parameters.force_pure_content_parser = True
     sampling = parameters.sampling  # OpenAI's defaults; penalties see the whole context (for -1 they do nothing)
     sampling.temp, sampling.top_p, sampling.top_k, sampling.min_p = 1.0, 1.0, 0, 0.0
     sampling.penalty_last_n = int(context)

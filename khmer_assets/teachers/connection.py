@@ -30,7 +30,16 @@ UNSUPPORTED = {
     "response_format": ("response_format", "json_schema", "guided", "grammar", "structured output"),
     "temperature": ("temperature",),
 }
-REFUSING = ("support", "unavailable", "invalid", "unknown", "unrecognized", "not allowed", "failed to parse")
+REFUSING = (
+    "support",
+    "should be",
+    "unavailable",
+    "invalid",
+    "unknown",
+    "unrecognized",
+    "not allowed",
+    "failed to parse",
+)
 
 
 class Busy(Exception):

@@ -1,15 +1,24 @@
 """Teachers' servers on this machine that speak the protocol: what they answer is a function of the request."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from benchmarks.open_model import gguf
+from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.processes import free_ports
+from khmer_assets.server import llama_cpp
 from khmer_assets.teachers.asking import Answer, Asked, ask
 from khmer_assets.teachers.settings import Budget, Teacher, Template
 
@@ -115,6 +124,33 @@ def host(answer: Callable[[Request], Response] = topics) -> Iterator[Host]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def smollm2(context: int = 1024) -> Iterator[Teacher]:
+    """A real small teacher: SmolLM2-135M-Instruct behind this project's llama.cpp process, `context` tokens a slot.
+
+    Its key is in the environment while the context lasts.
+    """
+    (port,) = free_ports(18_700, 1)
+    settings = json.dumps({"force_pure_content_parser": False})
+    command = [sys.executable, "-m", llama_cpp.__name__, str(gguf()), str(port), "smollm2", str(context), settings]
+    env = {**os.environ, llama_cpp.KEY_VARIABLE: KEY, "OMP_WAIT_POLICY": "passive"}
+    process = subprocess.Popen(command, env=env, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ["SMOLLM2_KEY"] = KEY
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield Teacher(name="smollm2", address=f"{address}/v1", model="smollm2", key_variable="SMOLLM2_KEY", at_a_time=8)
+    finally:
+        del os.environ["SMOLLM2_KEY"]
+        process.terminate()
+        process.wait()
 
 
 def rows(count: int) -> list[dict[str, str]]:

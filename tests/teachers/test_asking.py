@@ -16,7 +16,7 @@ from khmer_assets.teachers import connection, pauses
 from khmer_assets.teachers.answers import costs_by_day
 from khmer_assets.teachers.asking import TeacherError, teacher_of
 from khmer_assets.teachers.settings import Budget, Teacher
-from tests.teachers.hosts import KEY, TOPICS, Response, asked, completion, host, rows, topics
+from tests.teachers.hosts import KEY, TOPICS, Response, asked, completion, host, rows, smollm2, topics
 
 BATCHES = TOPICS.model_copy(update={"rows_at_once": 10})
 LAW = "ច្បាប់"
@@ -414,3 +414,25 @@ def test_a_kill_loses_no_answer_and_pays_again_at_most_for_what_was_under_way(tm
     assert len(server.seen) <= 60 + 4
     assert books.lost == len(server.seen) - 60
     assert re.fullmatch("[0-9a-f]{12}-[0-9]+", server.seen[0].headers["x-request-id"])
+
+
+@pytest.mark.slow
+def test_a_real_teacher_keeps_to_the_schema_in_every_answer(tmp_path):
+    judged = {
+        "type": "object",
+        "properties": {
+            "topic": {"enum": ["rice", "law", "health"]},
+            "quality": {"type": "integer", "minimum": 1, "maximum": 10},
+            "tags": {"type": "array", "items": {"enum": ["old", "new"]}, "minItems": 1, "maxItems": 2},
+        },
+        "required": ["topic", "quality", "tags"],
+    }
+    texts = ["Farmers harvest rice in November.", "A new law on work was passed.", "Wash your hands.", "ស្រូវទុំហើយ"]
+    about = [{"id": str(n), "text": f"{texts[n % 4]} ({n})"} for n in range(12)]
+    template = TOPICS.model_copy(update={"answer_schema": judged, "system": "Judge the text.", "max_answer_tokens": 64})
+    with smollm2() as teacher:
+        alone, books = asked(teacher, tmp_path / "alone", about[:4], template)
+        batch, _ = asked(teacher, tmp_path / "batch", about, template.model_copy(update={"rows_at_once": 4}))
+    assert [answer.rule for answer in [*alone, *batch]] == [None] * 16
+    assert all(1 <= answer.value["quality"] <= 10 for answer in [*alone, *batch])
+    assert books.by_teacher["smollm2"].guessed == 0 and books.tokens > 400
