@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.corpus.decontamination import Decontamination
+from khmer_assets.finetuning import sft
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.instructions.assets import chat_checks, instruction_assets
 from khmer_assets.instructions.chat_sources import Instructions
@@ -19,9 +20,11 @@ from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.sample.composition import SAMPLE
 from khmer_assets.sources.documents import content_hash
 from khmer_assets.teachers.settings import Teacher
+from resources.payload import PayloadRun
 from resources.storage import FramesIOManager
 from resources.teachers import Teachers
-from tests.teachers.hosts import Request, Response, completion, host
+from tests.finetuning.test_sft import SETTINGS
+from tests.teachers.hosts import Request, Response, completion, host, smollm2
 
 RECIPE = Recipe.load(SAMPLE_RECIPE)
 PARTS = instruction_assets(
@@ -279,3 +282,37 @@ def test_files_that_are_not_there_fail_with_what_to_do(tmp_path):
         dg.Failure, match=r"the source 'mine' cannot be read.*correct instructions\.sources in the recipe"
     ):
         materialize(parts, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_a_real_small_teacher_writes_goes_into_a_finetuning(tmp_path, model):
+    """SmolLM2 knows no Khmer and follows few instructions: its answers all fit the schema, and those that do not fit
+    the task are set aside by its rules."""
+    (tmp_path / "directives.yaml").write_text("directives: {khm: [{say: សូម}], eng: [{say: the}]}")
+    topics = (SAMPLE / "english_readings.txt").read_text(encoding="utf-8").split("\n\n")[:6]
+    asked = {"topics": topics, "max_answer_tokens": 160, "directives": "directives.yaml"}
+    talks = {"topics": topics[:1], "turns": 2, "max_answer_tokens": 128}
+    sources = f"""
+sources:
+  - {{name: asked, kind: questions_and_answers, license: x, settings: {json.dumps(asked)}}}
+  - {{name: talks, kind: dialogues, license: x, settings: {json.dumps(talks)}}}
+  - {{name: tutor, kind: tutor_tasks, license: x, settings: {{count: 60, tasks: [correction, fluency]}}}}
+"""
+    with smollm2() as teacher:
+        recipe = recipe_with(tmp_path, sources, teachers=[teacher.model_dump(mode="json", exclude_none=True)])
+        result, frames = materialize([training_mixture, *parts_of(recipe)], tmp_path, recipe.teachers)
+    assert result.success
+    written = 0
+    for asset, rows in (("questions_and_answers", 6), ("dialogues", 1)):
+        folder = frames.store.current(asset)
+        kept, removed = pl.read_parquet(folder / "data.parquet"), pl.read_parquet(folder / "removed.parquet")
+        assert kept.height + removed.height == rows
+        assert not set(removed["rule"]) & {"no_json", "out_of_schema"}
+        written += kept.height
+    chats = frames.store.current("chat_dataset")
+    counts = dict(pl.read_parquet(chats / "data.parquet").group_by("source").len().iter_rows())
+    assert counts.pop("tutor") == 60 and sum(counts.values()) == written > 0
+    run = PayloadRun(tmp_path / "work")
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    figures = sft.main(sft.Spec(base=model, chats=chats, settings=settings, context_length=256, seed=1), run)
+    assert (run.output / "adapter_model.safetensors").exists() and figures

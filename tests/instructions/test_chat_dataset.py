@@ -1,6 +1,7 @@
 """What sets a chat aside, and in which split the others are."""
 
 from collections import Counter
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +14,7 @@ from tests.instructions.test_copies import words
 SPLIT = Split()
 
 
-def judged(rows: list[dict], **settings: object) -> dict[str, dict]:
+def judged(rows: list[dict], **settings: Any) -> dict[str, dict]:
     """The rows by id, each with rule, measure and reason."""
     return {
         row["id"]: row
