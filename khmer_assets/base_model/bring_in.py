@@ -24,7 +24,7 @@ TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "*.model", "*token*.jso
 FREE_SHARE = 1.1  # of the download's bytes, that must be free
 
 
-def _folder_or_name(model: Any, about: ValidationInfo) -> Any:
+def folder_or_name(model: Any, about: ValidationInfo) -> Any:
     if not isinstance(model, str):
         return model
     if model.startswith((".", "/", "~")):
@@ -38,7 +38,7 @@ class Base(Settings):
     """`model`: a name on the Hugging Face hub, or a folder (relative to the recipe) that begins with ./, / or ~.
     `revision`: the hub's commit, tag or branch; the commit is written down either way."""
 
-    model: Annotated[str, BeforeValidator(_folder_or_name)]
+    model: Annotated[str, BeforeValidator(folder_or_name)]
     revision: str | None = None
 
 

@@ -1,6 +1,6 @@
 """The assets of the instructions stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from khmer_assets.corpus.mixture import MIXTURE
 from khmer_assets.corpus.near_copies import near_copies
 from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
+from khmer_assets.instructions import translation
 from khmer_assets.instructions.chat_dataset import split_chats
 from khmer_assets.instructions.chat_files import read_all, read_chats
 from khmer_assets.instructions.chat_sources import (
@@ -26,6 +27,7 @@ from khmer_assets.instructions.chat_sources import (
     EmbeddedSource,
     Instructions,
     QuestionsSource,
+    TranslatedSource,
     TutorSource,
 )
 from khmer_assets.instructions.chats import NEW_CHAT, SAMPLE_CHATS, Split, readable, said
@@ -40,6 +42,7 @@ from khmer_assets.sources.documents import SET_ASIDE
 from khmer_assets.sources.file_versions import version_of
 from khmer_assets.sources.rows import SourceError
 from khmer_assets.teachers.settings import Budget, Teacher
+from resources.compute import Compute
 from resources.set_aside import set_aside_share_is_steady
 from resources.teachers import Teachers
 
@@ -64,7 +67,7 @@ def instruction_assets(
     `with_texts`: and chat_texts, for a recipe without a corpus.
     """
     files = [UPath(file) for file in settings.files]
-    from_files = [source for source in settings.sources if isinstance(source, ChatFilesSource)]
+    from_files = [source for source in settings.sources if isinstance(source, ChatFilesSource | TranslatedSource)]
     texts = dg.AssetIn("training_mixture")
     common: dict[str, Any] = {"group_name": "instructions", "io_manager_key": "frames"}
     # who the teachers are decides what they write; what they cost and how fast they may be asked does not
@@ -137,13 +140,24 @@ def instruction_assets(
                 ]
         return pl.concat([*found, _written(context, teachers, "tutor", tasks, normalization)], how="diagonal")
 
+    @dg.asset(**common, deps=["chat_files"], code_version=written_version("translated"))
+    def translated_instructions(
+        context: dg.AssetExecutionContext, compute: Compute
+    ) -> Iterator[dg.Output[pl.LazyFrame]]:
+        """English chats in Khmer (`NEW_CHAT`); those with a sentence that was not soundly translated are set aside."""
+        sources = {source.name: source.settings for source in settings.of("translated")}
+        spec = translation.Spec.model_validate({"sources": sources, "normalization": normalization})
+        with compute.run(context, translation.__name__, spec) as folder:
+            yield dg.Output(pl.scan_parquet(folder / translation.ROWS))
+
     generated = {"questions_and_answers": questions_and_answers, "dialogues": dialogues, "tutor_tasks": tutor_tasks}
+    generated |= {"translated": translated_instructions}
     generated = {kind: asset for kind, asset in generated.items() if settings.of(kind)}
 
     @dg.asset(
         **common,
         kinds={"polars"},
-        ins={kind: dg.AssetIn(kind) for kind in generated},
+        ins={kind: dg.AssetIn(asset.key) for kind, asset in generated.items()},
         deps=["evaluation_files", *([chat_files] if files or from_files else [])],
         code_version=code_version(
             3, instructions=settings, normalization=normalization, decontamination=decontamination, seed=seed

@@ -12,6 +12,7 @@ from khmer_assets.instructions import embedded_chats
 from khmer_assets.instructions.chat_files import QUALITY, ChatFiles
 from khmer_assets.instructions.dialogues import Dialogues
 from khmer_assets.instructions.questions_and_answers import QuestionsAndAnswers
+from khmer_assets.instructions.translation import Translated
 from khmer_assets.instructions.tutor_tasks import BY_RULES, TutorTasks
 
 
@@ -63,8 +64,16 @@ class TutorSource(_Entry):
     settings: TutorTasks = TutorTasks()
 
 
+class TranslatedSource(_Entry):
+    """English chats in Khmer."""
+
+    kind: Literal["translated"]
+    settings: Translated
+
+
 ChatSource = Annotated[
-    EmbeddedSource | ChatFilesSource | QuestionsSource | DialoguesSource | TutorSource, Field(discriminator="kind")
+    EmbeddedSource | ChatFilesSource | QuestionsSource | DialoguesSource | TutorSource | TranslatedSource,
+    Field(discriminator="kind"),
 ]
 
 
