@@ -16,7 +16,6 @@ from khmer_assets.khmer.normalization import Normalization
 from resources.payload import PayloadRun, Refusal
 from resources.storage import FramesIOManager
 from resources.teachers import Teachers
-from tests.e2e.test_recipes import Here
 
 PAIRS = {
     "The cat sleeps.": "ឆ្មាដេក។",
@@ -108,6 +107,8 @@ def test_chats_are_translated_and_what_is_not_sound_is_set_aside(model, tmp_path
 
 @pytest.mark.slow
 def test_translated_chats_go_into_the_dataset(model, tmp_path):
+    from tests.e2e.test_recipes import Here  # loads the whole graph
+
     (source,) = spec_of(model, tmp_path).sources.values()
     entry = {"name": "english", "kind": "translated", "license": "x", "settings": source.model_dump()}
     settings = Instructions.model_validate({"sources": [entry], "split": {"train": 1, "validation": 0, "test": 0}})
