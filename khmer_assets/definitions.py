@@ -152,7 +152,6 @@ def build_definitions(
             "vector_index": VectorIndex(path=str(state / "lancedb")),
             "teachers": Teachers(
                 home=str(state),
-                # Dagster takes no null in a list of maps
                 teachers=[teacher.model_dump(mode="json", exclude_none=True) for teacher in recipe.teachers],
             ),
             "model_server": model_server(recipe.serving, recipe.adapter_ranks, state),

@@ -74,6 +74,27 @@ def tracked_run(mlflow: Any, context: dg.AssetExecutionContext) -> Iterator[dict
     mlflow.end_run()
 
 
+def record(
+    home: Path, name: str, dagster_run_id: str, parameters: Mapping[str, str], figures: Mapping[str, float]
+) -> None:
+    """Write a run that is over: what was not trained, but cost something."""
+    from mlflow import MlflowClient, MlflowException
+
+    client = MlflowClient(tracking_uri(home))
+    with suppress(MlflowException):  # it is there
+        client.create_experiment(EXPERIMENT, artifact_location=(home / "mlflow").as_uri())
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client.create_run(
+        experiment.experiment_id, tags={"dagster_run_id": dagster_run_id}, run_name=name
+    ).info.run_id
+    for key, value in parameters.items():
+        client.log_param(run, key, value)
+    for key, number in figures.items():
+        client.log_metric(run, key, number)
+    client.set_terminated(run)
+
+
 def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> None:
     """End, as KILLED, the runs that are not ended though their Dagster run is: its process was killed."""
     if not (running := _running(home)):

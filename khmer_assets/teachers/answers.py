@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS requests (
     sent REAL NOT NULL, ended REAL, outcome TEXT, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
     cost REAL
 );
+CREATE INDEX IF NOT EXISTS requests_sent ON requests (sent);
 CREATE INDEX IF NOT EXISTS requests_under_way ON requests (owner) WHERE ended IS NULL;
 CREATE TABLE IF NOT EXISTS answers (
     digest TEXT PRIMARY KEY, request INTEGER NOT NULL, value TEXT, rule TEXT, measure REAL, reason TEXT,
@@ -155,6 +156,13 @@ class Answers:
         self.shared = self.shared or requests > 0
         return requests, Size(prompt, answer)
 
+    def recent(self, seconds: float) -> list[tuple[float, Size]]:
+        """The requests of the last seconds, the oldest first: how long ago, and what they took or were to take."""
+        query = "SELECT sent, prompt_tokens, answer_tokens FROM requests WHERE sent BETWEEN ? AND ? ORDER BY sent"
+        now = time.time()
+        found = self._connection.execute(query, [now - seconds, now])
+        return [(now - sent, Size(prompt, answer)) for sent, prompt, answer in found]
+
     def under_way_elsewhere(self) -> int:
         """How many requests of other processes have not ended."""
         query = "SELECT count(*) FROM requests WHERE ended IS NULL AND owner <> ?"
@@ -171,10 +179,7 @@ class Answers:
         for owner in owners:
             under_way = "SELECT number FROM requests WHERE owner = ? AND ended IS NULL"
             self._connection.execute(f"DELETE FROM claims WHERE request IN ({under_way})", [owner])
-            query = (
-                "UPDATE requests SET ended = ?, outcome = ?, prompt_tokens = 0, answer_tokens = 0 "
-                "WHERE owner = ? AND ended IS NULL"
-            )
+            query = "UPDATE requests SET ended = ?, outcome = ? WHERE owner = ? AND ended IS NULL"
             lost += self._connection.execute(query, [time.time(), LOST, owner]).rowcount
         return lost
 
@@ -197,8 +202,9 @@ def costs_by_day(folder: Path) -> pl.DataFrame:
     for file in sorted(folder.glob("*.sqlite")):
         connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_SECONDS)
         query = (
-            "SELECT date(sent, 'unixepoch') AS day, ?, purpose, count(*), sum(outcome = ?), sum(prompt_tokens), "
-            "sum(answer_tokens), CASE WHEN sum(outcome = ? AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
+            "SELECT date(sent, 'unixepoch') AS day, ?1, purpose, count(*), sum(outcome = ?2), "
+            "sum(prompt_tokens * (outcome = ?3)), sum(answer_tokens * (outcome = ?3)), "
+            "CASE WHEN sum(outcome = ?3 AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
             "FROM requests WHERE ended IS NOT NULL GROUP BY day, purpose"
         )
         rows += connection.execute(query, [file.stem, LOST, ANSWERED]).fetchall()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from khmer_assets.teachers.answers import Answers, Kept
+from khmer_assets.teachers.answers import Answers, Kept, costs_by_day
 from khmer_assets.teachers.books import Answer, Asked, Purse, Spent, TeacherError, told_cost
 from khmer_assets.teachers.desk import Desk, Item
 from khmer_assets.teachers.messages import digest_of_row, rendered
@@ -24,6 +24,7 @@ from khmer_assets.teachers.settings import Budget, Teacher, Template
 __all__ = ["Answer", "Asked", "TeacherError", "ask", "teacher_of"]
 
 PROGRESS_SECONDS = 10.0
+DAYS_SHOWN = 30  # rows of the table of costs
 
 
 def teacher_of(teachers: Sequence[Teacher], values: Mapping[str, str]) -> Teacher:
@@ -76,6 +77,7 @@ def ask(
             f"{answers}: expected SQLite files of answers, but: {error}; bring them back from a copy, or move them "
             "away and pay for the answers anew"
         ) from None
+    asked.by_day = costs_by_day(answers).tail(DAYS_SHOWN)
     return room.answers(), asked
 
 

@@ -50,7 +50,8 @@ class Asked:
     """The books of one materialization.
 
     `rows` came in; `reused` of them had their answer on disk; `missing` were not asked, for what `why_missing` says;
-    `set_aside` by rule. `lost` requests of processes that died are asked again; what they took is not known.
+    `set_aside` by rule. `lost` requests of processes that died are asked again; what they took is not known. `by_day`:
+    what all that was asked of these teachers took, on the last days.
     """
 
     teachers: Sequence[Teacher]
@@ -61,6 +62,7 @@ class Asked:
     set_aside: Counter[str] = field(default_factory=Counter)
     why_missing: list[str] = field(default_factory=list)
     by_teacher: dict[str, Spent] = field(default_factory=dict)
+    by_day: pl.DataFrame | None = None
 
     @property
     def requests(self) -> int:
@@ -105,9 +107,12 @@ class Asked:
         return counts | ({} if self.cost is None else {"cost": self.cost})
 
     def metadata(self) -> dict[str, Any]:
-        """For Dagster: the figures, a table a teacher, the rules of what was set aside, and why rows are missing."""
+        """For Dagster: the figures, what each teacher took, now and day by day, the rules of what was set aside, and
+        why rows are missing. Texts with `|` are tables in Markdown."""
         found: dict[str, Any] = {f"teachers_{name}": number for name, number in self.figures().items()}
         found["teachers"] = markdown_table(self.table())
+        if self.by_day is not None and self.by_day.height:
+            found["teachers_costs_by_day"] = markdown_table(self.by_day)
         if self.set_aside:
             rules = pl.DataFrame({"rule": list(self.set_aside), "rows": list(self.set_aside.values())})
             found["teachers_set_aside_by_rule"] = markdown_table(rules.sort("rule"))

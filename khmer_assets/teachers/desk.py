@@ -18,7 +18,7 @@ from khmer_assets.teachers.answers import ANSWERED, Answers, Kept
 from khmer_assets.teachers.books import Asked, Purse
 from khmer_assets.teachers.connection import Broken, Busy, Connection, Rejected, Reply, Unsupported, Unusable
 from khmer_assets.teachers.judging import judged
-from khmer_assets.teachers.limits import Limits, Size, Sizes
+from khmer_assets.teachers.limits import WINDOW, Limits, Size, Sizes
 from khmer_assets.teachers.messages import Wording
 from khmer_assets.teachers.pauses import LONGEST_ASKED_PAUSE, Pauses, pause_before
 from khmer_assets.teachers.settings import Teacher, Template
@@ -46,7 +46,7 @@ class _Sent:
     items: list[Item]
     bytes: int
     at: float
-    guess: Size
+    limits: list[list[float]]
     most: Size
     end: Reply | Exception | None = None
 
@@ -82,6 +82,7 @@ class Desk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = self._out_of_budget = False
         self._limits = Limits(teacher, time.monotonic())
+        self._limits.note((time.monotonic() - age, size) for age, size in answers.recent(WINDOW))
         self._sizes = Sizes()
         self._without: set[str] = set()  # what the server does not take
         self._wording = Wording(template)
@@ -188,7 +189,7 @@ class Desk:
             self._buried = now
         requests, size = self.answers.sent_elsewhere()
         if requests:
-            self._limits.take(requests, size)
+            self._limits.take(size, now, requests)
         self._others_under_way = self.answers.under_way_elsewhere()
         if self._elsewhere:
             known = self.answers.known(list(self._elsewhere))
@@ -217,14 +218,13 @@ class Desk:
         most_tokens = len(items) * self._template.max_answer_tokens
         most, guess = self._sizes.at_most(size, most_tokens), self._sizes.likely(size, len(items), most_tokens)
         self._out_of_budget = not self._purse.allows(self.teacher, most)
-        wait = LOOK_ELSEWHERE if self._out_of_budget else self._limits.wait(guess, now, self._sizes.known)
+        wait = LOOK_ELSEWHERE if self._out_of_budget else self._limits.wait(guess, now)
         if wait > 0:
             self._waiting.extendleft(reversed(items))
             return wait
         number = self.answers.begin([item.digest for item in items], self._purpose, guess)
-        self._limits.take(1, guess)
         self._purse.take(self.teacher, most)
-        sent = _Sent(number, items, size, now, guess, most)
+        sent = _Sent(number, items, size, now, self._limits.take(guess, now), most)
         self._under_way[number] = sent
         sending.append(sent)
         return 0.0
@@ -308,7 +308,7 @@ class Desk:
             self._stop(str(reply))
             self._waiting.extendleft(reversed(items))
         self._purse.correct(self.teacher, sent.most, took)
-        self._limits.correct(sent.guess, took)
+        self._limits.correct(sent.limits, took)
         self.spent.requests += 1
         cost = self.teacher.cost(took.prompt, took.answer)
         self.answers.end(sent.number, [item.digest for item in items], outcome, took, cost, kept)

@@ -8,7 +8,7 @@ FIRST_PAUSE = 1.0  # seconds; doubled before each further try
 LONGEST_PAUSE = 60.0
 LONGEST_ASKED_PAUSE = 600.0  # that a server may ask for; one that asks for more has used its quota up
 PATIENCE = 900.0  # seconds in which a teacher answers nothing, until it is given up
-FIRST_PAUSES = 3  # in a row, for a server that has never answered and may not be one, until it is given up
+FIRST_PAUSES = 4  # in a row, for a server that has never answered and may not be one, until it is given up
 PAUSES = 9  # the same for one that has answered
 
 
