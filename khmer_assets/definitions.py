@@ -22,6 +22,7 @@ from khmer_assets.extension.assets import extension_assets
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
+from khmer_assets.labels.assets import label_assets
 from khmer_assets.load.assets import load_assets
 from khmer_assets.pretraining.assets import pretraining_assets
 from khmer_assets.recipe import Recipe
@@ -60,9 +61,12 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.decontamination,
             recipe.deduplication,
             recipe.mixture,
+            "labelled_corpus" if recipe.labels and recipe.labels.in_mixture else "deduplicated_corpus",
             tokenizer,
             recipe.seed,
         )
+    if recipe.labels:
+        stages["labels"] = label_assets(recipe.labels, recipe.teachers, list(recipe.sources), recipe.seed)
     if recipe.tokenizer:
         stages["tokenizer"] = tokenizer_assets(recipe.tokenizer)
     if recipe.base:

@@ -25,6 +25,7 @@ from khmer_assets.foundation.settings import FileBeside, Located, Name, RecipeEr
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chat_sources import Instructions
 from khmer_assets.khmer.normalization import Normalization
+from khmer_assets.labels.settings import Labels
 from khmer_assets.load.serving_benchmark import ServingBenchmark
 from khmer_assets.load.serving_tuning import ServingTuning
 from khmer_assets.pretraining.train import Pretraining
@@ -64,6 +65,7 @@ class Recipe(Settings):
     deduplication: Deduplication = Deduplication()
     mixture: Mixture = Mixture()
     teachers: TeacherList = []
+    labels: Labels | None = None
     base: Base | None = None
     tokenizer: TokenizerSettings | None = None
     extension: Extension | None = None
@@ -91,6 +93,10 @@ class Recipe(Settings):
             raise ValueError("extension adds tokens to a base, which pretraining then teaches: set both")
         if self.catalogue is None and self.pretraining is not None:
             raise ValueError("pretraining needs text: name a catalogue of sources")
+        if self.labels is not None and self.catalogue is None:
+            raise ValueError("labels are of the corpus' documents: name a catalogue of sources")
+        if self.labels is not None and not self.teachers and self.labels.corrections is None:
+            raise ValueError("nobody gives labels: name teachers, or labels.corrections with those of persons")
         if self.pretraining is None and self.finetuning is None and not self.adapters:
             raise ValueError("nothing is trained: set finetuning, adapters or pretraining")
         if self._context_length is None:

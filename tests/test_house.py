@@ -16,7 +16,8 @@ from khmer_assets.sources.catalogue import KINDS
 ROOMS = [
     *("khmer_assets.foundation", "khmer_assets.khmer", "khmer_assets.sample", "khmer_assets.server"),
     *("khmer_assets.teachers", "resources"),
-    *("khmer_assets.sources", "khmer_assets.corpus", "khmer_assets.tokenizer", "khmer_assets.training"),
+    *("khmer_assets.sources", "khmer_assets.corpus", "khmer_assets.labels", "khmer_assets.tokenizer"),
+    "khmer_assets.training",
     *("khmer_assets.base_model", "khmer_assets.extension", "khmer_assets.pretraining", "khmer_assets.instructions"),
     *("khmer_assets.finetuning", "khmer_assets.compression", "khmer_assets.evaluation", "khmer_assets.release"),
     *("khmer_assets.adapters", "khmer_assets.load", "jobs", "sensors", "khmer_assets.recipe"),

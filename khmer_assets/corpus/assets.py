@@ -77,11 +77,12 @@ def corpus_assets(
     decontamination: Decontamination,
     deduplication: Deduplication,
     mixture: Mixture,
+    mixed: str,
     tokenizer: str,
     seed: int,
 ) -> list[Any]:
-    """The sources, the corpus of each in its four states, what is made of all of them, and the checks. `tokenizer` is
-    the asset of the tokenizer whose tokens are counted."""
+    """The sources, the corpus of each in its four states, what is made of all of them, and the checks. `mixed` is the
+    asset of the documents that the mixture is made of, `tokenizer` that of the tokenizer whose tokens are counted."""
     partitions = dg.StaticPartitionsDefinition(list(sources))
     base = catalogue.parent
     all_sources = digest_of(list(sources))[:8]  # a source that is gone makes what was made of all of them stale
@@ -191,20 +192,25 @@ def corpus_assets(
         rows = batches.map(*_name_and_version(context), verbalize_batch, deduplicated_corpus)
         return dg.Output(rows, metadata=_shown(descriptions.verdicts(rows, "rule")))
 
-    @dg.asset(**corpus, code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}", tags=SNAPSHOT)
-    def training_mixture(deduplicated_corpus: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
+    @dg.asset(
+        **corpus,
+        ins={"documents": dg.AssetIn(mixed)},
+        code_version=f"{code_version(1, mixture=mixture, seed=seed)}-{all_sources}",
+        tags=SNAPSHOT,
+    )
+    def training_mixture(documents: dict[str, pl.LazyFrame]) -> Iterator[dg.Output[pl.LazyFrame]]:
         """The documents to train on and to hold out, shuffled (id, source, language, text, content_hash, split,
         copies); languages follow the recipe's weights.
 
         A snapshot: a refresh of the sources changes nothing in it, so that a model is trained anew when somebody
         takes a new snapshot (materializes this), or changes its settings or the list of sources."""
-        by_name = {name: deduplicated_corpus[name] for name in sources if name in deduplicated_corpus}
+        by_name = {name: documents[name] for name in sources if name in documents}
         with tempfile.TemporaryDirectory() as folder:
             rows = mix(by_name, mixture, seed, Path(folder))
             if reason := too_few(rows, by_name, mixture):
                 raise dg.Failure(reason, allow_retries=False)
-            documents = pl.concat(frame.select("language") for frame in by_name.values())
-            left_out = documents.filter(~pl.col("language").is_in(list(mixture.weights)))
+            languages = pl.concat(frame.select("language") for frame in by_name.values())
+            left_out = languages.filter(~pl.col("language").is_in(list(mixture.weights)))
             yield dg.Output(
                 rows,
                 metadata={
@@ -286,7 +292,7 @@ def corpus_assets(
         missing = sorted(set(mixture.weights) - set(shares))
         return dg.AssetCheckResult(passed=not missing, metadata={"missing": ", ".join(missing), **shares})
 
-    @dg.asset_check(asset=training_mixture, additional_ins={"corpus": dg.AssetIn("deduplicated_corpus")})
+    @dg.asset_check(asset=training_mixture, additional_ins={"corpus": dg.AssetIn(mixed)})
     def snapshot_is_recent(training_mixture: pl.LazyFrame, corpus: dict[str, pl.LazyFrame]) -> dg.AssetCheckResult:
         """How many documents of the corpus are new since the snapshot was taken, and how many are gone."""
         now = pl.concat(frame.select("language", "content_hash") for frame in corpus.values())

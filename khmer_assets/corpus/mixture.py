@@ -56,24 +56,36 @@ def mix(documents: dict[str, pl.LazyFrame], settings: Mixture, seed: int, folder
 
     The order is that of a number from each document's hash. The documents are parted by it into files of about
     `PART_BYTES` first, which are sorted one by one: memory does not grow with the corpus.
+
+    A column `weight` (1 where there is none) multiplies how often a training document is used; below 1, as many of them
+    are left out. The languages' weights hold for what is used.
     """
     columns = ["id", "source", "language", "text", "content_hash"]
-    everything = pl.concat([frame.select(columns) for frame in documents.values()]).filter(
+    weighed = [
+        frame if "weight" in frame.collect_schema() else frame.with_columns(weight=pl.lit(1.0))
+        for frame in documents.values()
+    ]
+    everything = pl.concat([frame.select(*columns, "weight") for frame in weighed]).filter(
         pl.col("language").is_in(list(settings.weights))
     )
     validation = _fraction(0, seed) < settings.validation_ratio
     split = everything.with_columns(split=pl.when(validation).then(pl.lit("validation")).otherwise(pl.lit("train")))
     sizes = (
         split.group_by("language", "split")
-        .agg(characters=pl.col("text").str.len_chars().sum(), bytes=pl.col("text").str.len_bytes().cast(pl.Int64).sum())
+        .agg(
+            characters=(pl.col("text").str.len_chars() * pl.col("weight")).sum(),
+            bytes=pl.col("text").str.len_bytes().cast(pl.Int64).sum(),
+        )
         .collect(engine="streaming")
     )
     characters = dict(sizes.filter(split="train").select("language", "characters").iter_rows())
     wanted = pl.lit(1.0)
     for language, times in repeats_by_language(characters, settings).items():  # `replace` would hold all texts
         wanted = pl.when(language=language).then(times).otherwise(wanted)
+    wanted = pl.min_horizontal(wanted * pl.col("weight"), MAX_COPIES)
     copies = wanted.floor() + (_fraction(1, seed) < wanted % 1).cast(pl.Float64)
     mixed = split.with_columns(copies=pl.when(split="train").then(copies).otherwise(1.0).cast(pl.UInt32))
+    mixed = mixed.filter(pl.col("copies") > 0)
     return _in_order(mixed.select(*MIXTURE), _fraction(2, seed), int(sizes["bytes"].sum()), folder)
 
 

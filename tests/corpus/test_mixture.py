@@ -71,3 +71,24 @@ def test_the_order_is_that_of_all_documents_however_many_parts_are_sorted(recipe
 
 def test_a_language_without_a_weight_is_left_out(recipe, tmp_path):
     assert mix({"x": documents("x", ["Une phrase."], None)}, recipe.mixture, 1, tmp_path).collect().is_empty()
+
+
+def test_a_weighed_document_is_used_as_often_as_its_weight_says(recipe, tmp_path):
+    heavy = KHMER.with_columns(weight=pl.when(pl.col("id") == "km:7").then(3.0).otherwise(1.0))
+    light = ENGLISH.with_columns(weight=pl.lit(0.25))
+    mixture = mix({"km": heavy, "en": light}, recipe.mixture, 1, tmp_path).collect()
+    train = mixture.filter(split="train")
+    by_language = dict(train.group_by("language").agg(pl.col("copies").mean()).iter_rows())
+    assert mixture.schema == MIXTURE
+    assert train["copies"].min() == 1  # what is left out is not there
+    assert train.filter(language="eng").height < 300
+    assert mixture.filter(split="validation", language="eng").height > 10  # none of these is left out
+    assert shares(mixture)["khm"] == pytest.approx(0.6, abs=0.06)
+    assert by_language["khm"] < 1.2
+    assert train.filter(id="km:7")["copies"].to_list() in ([3], [4], [])
+
+
+def test_no_weight_makes_a_document_be_used_more_often_than_is_worth_it(recipe, tmp_path):
+    heavy = KHMER.with_columns(weight=pl.lit(100.0))
+    mixture = mix({"km": heavy}, recipe.mixture, 1, tmp_path).collect()
+    assert mixture["copies"].max() == MAX_COPIES
