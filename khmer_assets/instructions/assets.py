@@ -35,9 +35,11 @@ from khmer_assets.instructions.copies import own_words
 from khmer_assets.instructions.dialogues import dialogue_task
 from khmer_assets.instructions.embedded_chats import compose_chats, written_chats
 from khmer_assets.instructions.questions_and_answers import question_task
+from khmer_assets.instructions.scoring import scored
 from khmer_assets.instructions.tutor_tasks import by_rules, by_teachers
 from khmer_assets.instructions.writing import Assignment, grounds, made
 from khmer_assets.khmer.normalization import Normalization
+from khmer_assets.labels.model import LabelModel
 from khmer_assets.sources.documents import SET_ASIDE
 from khmer_assets.sources.file_versions import version_of
 from khmer_assets.sources.rows import SourceError
@@ -60,11 +62,13 @@ def instruction_assets(
     with_texts: bool,
     seed: int,
     teachers: Sequence[Teacher] = (),
+    labelled: bool = False,
 ) -> list[Any]:
     """chat_dataset with its checks, and before it an asset for each kind of source that is made; `base` is the folder
     that the paths of evaluation sets are relative to.
 
-    `with_texts`: and chat_texts, for a recipe without a corpus.
+    `with_texts`: and chat_texts, for a recipe without a corpus. `labelled`: the recipe has a label model, which judges
+    the chats that nobody has judged, where `settings.min_quality` asks for it.
     """
     files = [UPath(file) for file in settings.files]
     from_files = [source for source in settings.sources if isinstance(source, ChatFilesSource | TranslatedSource)]
@@ -157,13 +161,14 @@ def instruction_assets(
     @dg.asset(
         **common,
         kinds={"polars"},
-        ins={kind: dg.AssetIn(asset.key) for kind, asset in generated.items()},
+        ins={kind: dg.AssetIn(asset.key) for kind, asset in generated.items()}
+        | ({"label_model": dg.AssetIn()} if labelled and settings.min_quality is not None else {}),
         deps=["evaluation_files", *([chat_files] if files or from_files else [])],
         code_version=code_version(
             3, instructions=settings, normalization=normalization, decontamination=decontamination, seed=seed
         ),
     )
-    def chat_dataset(context: dg.AssetExecutionContext, **inputs: pl.LazyFrame) -> pl.LazyFrame:
+    def chat_dataset(context: dg.AssetExecutionContext, **inputs: Any) -> pl.LazyFrame:
         """Chats in one schema (`khmer_assets/instructions/chats.py`), split by the hash of what they ask.
 
         Columns: id, source, language, task, category, messages (role, content), label, toxicity, tags, quality,
@@ -188,7 +193,10 @@ def instruction_assets(
         except (SourceError, RecipeError) as error:
             raise dg.Failure(str(error), allow_retries=False) from None
         evaluation = evaluation_hashes(sets, decontamination.ngram) if sets else None
-        chats = split_chats(pl.concat(found, how="diagonal"), settings.split, evaluation, settings.min_quality)
+        together = pl.concat(found, how="diagonal")
+        if "label_model" in inputs:
+            together = scored(together.collect(), LabelModel.load(inputs["label_model"])).lazy()
+        chats = split_chats(together, settings.split, evaluation, settings.min_quality)
         kept = chats.filter(pl.col("rule").is_null()).collect()
         by_category, by_source = (
             kept.pivot("split", index=index, values="id", aggregate_function="len").sort(index)

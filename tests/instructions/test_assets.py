@@ -269,6 +269,15 @@ def test_a_source_of_the_corpus_needs_a_catalogue(tmp_path):
         Recipe.load(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize(("min_quality", "labelled"), [(7, True), (7, False), (None, True)])
+def test_the_label_model_judges_chats_where_a_quality_is_asked_for(min_quality, labelled):
+    settings = Instructions(generated_chats=10, min_quality=min_quality)
+    parts = instruction_assets(settings, Decontamination(), Path(), RECIPE.normalization, False, 1, [], labelled)
+    (dataset,) = [part for part in parts if isinstance(part, dg.AssetsDefinition) and "chat_dataset" in str(part.keys)]
+    judged = dg.AssetKey("label_model") in dataset.dependency_keys
+    assert judged == (min_quality is not None and labelled)
+
+
 def test_files_that_are_not_there_fail_with_what_to_do(tmp_path):
     settings = Instructions.model_validate(
         {
