@@ -36,12 +36,12 @@ from khmer_assets.instructions.dialogues import dialogue_task
 from khmer_assets.instructions.embedded_chats import compose_chats, written_chats
 from khmer_assets.instructions.questions_and_answers import question_task
 from khmer_assets.instructions.scoring import scored
-from khmer_assets.instructions.tutor_tasks import by_rules, by_teachers
-from khmer_assets.instructions.writing import Assignment, grounds, made
+from khmer_assets.instructions.tutor_tasks import DOCUMENTS_A_TASK, by_rules, by_teachers
+from khmer_assets.instructions.writing import Assignment, drawn, grounds, made
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.labels.model import LabelModel
 from khmer_assets.sources.documents import SET_ASIDE
-from khmer_assets.sources.file_versions import version_of
+from khmer_assets.sources.file_versions import versions_of
 from khmer_assets.sources.rows import SourceError
 from khmer_assets.teachers.settings import Budget, Teacher
 from resources.compute import Compute
@@ -84,13 +84,12 @@ def instruction_assets(
     @dg.observable_source_asset(group_name="instructions")
     def chat_files() -> dg.DataVersion:
         """The recipe's files of chats; the version is a digest of their content."""
-        versions = []
+        found = [*files]
         try:
-            for file in [*files, *(file for source in from_files for file in source.settings.files)]:
-                versions.append(version_of(file))
-        except (OSError, SourceError):  # chat_dataset fails with the reason
-            versions.append("missing")
-        return dg.DataVersion(digest_of(versions)[:16])
+            found += [file for source in from_files for file in source.settings.files]
+        except SourceError:  # chat_dataset fails with the reason
+            return dg.DataVersion("missing")
+        return dg.DataVersion(digest_of(versions_of(found))[:16])
 
     @dg.asset(
         **common,
@@ -105,11 +104,7 @@ def instruction_assets(
         for source in settings.of("questions_and_answers"):
             assert isinstance(source, QuestionsSource)
             about = grounds(source.settings, inputs.get("training_mixture"), seed)
-            try:
-                task = question_task(source.settings, about, seed)
-            except RecipeError as error:
-                raise dg.Failure(str(error), allow_retries=False) from None
-            tasks.append((source.name, task, source.settings.budget))
+            tasks.append((source.name, question_task(source.settings, about, seed), source.settings.budget))
         return _written(context, teachers, "question", tasks, normalization)
 
     @dg.asset(
@@ -132,10 +127,11 @@ def instruction_assets(
     ) -> pl.LazyFrame:
         """A tutor's tasks on sentences of the mixture (`NEW_CHAT`): those made by rules and, where the recipe names
         teachers, those that they do; what does not fit is set aside."""
-        learned = training_mixture.filter(split="train").select("text").collect()["text"].to_list()
         found, tasks = [], []
         for source in settings.of("tutor_tasks"):
             assert isinstance(source, TutorSource)
+            documents = drawn(training_mixture, DOCUMENTS_A_TASK * source.settings.count, seed)
+            learned = documents.collect()["text"].to_list()
             found.append(by_rules(source.settings, source.name, learned, normalization, seed))
             if asked:
                 tasks += [

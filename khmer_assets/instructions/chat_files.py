@@ -14,6 +14,7 @@ other fields are ignored. Files are .jsonl, .json (an array, or values one after
 import codecs
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ from khmer_assets.sources.parquet_columns import read_columns
 MAX_LINE_BYTES = 1_000_000  # of a chat
 READ_AT_ONCE = 1 << 16  # characters of a .json file
 QUALITY = (1.0, 10.0)
+_BETWEEN = re.compile(r"[\s,]*")  # the values of a .json file
 LAYOUTS = ("messages", "conversations", "instruction")
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 
@@ -198,7 +200,11 @@ def _values(file: UPath) -> Iterator[tuple[int, str, Any]]:
     packed = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     ending = suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
     number, kind = 0, "row"
-    with file.open("rb") as raw:
+    try:
+        opened = file.open("rb")
+    except Exception as error:  # each protocol's library raises its own
+        raise error if isinstance(error, OSError) else OSError(f"{file} cannot be read: {error!s:.300}") from None
+    with opened as raw:
         try:
             stream = _Unpacked(raw, packed) if packed else raw
             if ending == ".parquet":
@@ -282,23 +288,22 @@ def _json(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig", errors="surrogateescape")
     buffer, number, ended = text.read(READ_AT_ONCE).lstrip(), 0, False
     array = buffer.startswith("[")
-    buffer = buffer.removeprefix("[") if array else buffer
-    decoder = json.JSONDecoder()
+    decoder, place = json.JSONDecoder(), int(array)
     while True:
-        buffer = buffer.lstrip(" \t\r\n,")
-        if (buffer.startswith("]") and array) or (not buffer and ended and not array):
+        place = cast(re.Match[str], _BETWEEN.match(buffer, place)).end()
+        if (array and buffer.startswith("]", place)) or (not array and ended and place == len(buffer)):
             return
         try:
-            values, end = decoder.raw_decode(buffer)
+            values, end = decoder.raw_decode(buffer, place)
             if end == len(buffer) and not ended:
                 raise ValueError("a number may go on")
         except (ValueError, RecursionError) as error:
-            if ended or len(buffer) > MAX_LINE_BYTES:
+            if ended or len(buffer) - place > MAX_LINE_BYTES:
                 yield number + 1, _Broken(f"Invalid JSON: {error}")
                 return
-            more = text.read(max(READ_AT_ONCE, len(buffer)))
-            ended, buffer = not more, buffer + more
+            more = text.read(max(READ_AT_ONCE, len(buffer) - place))
+            ended, buffer, place = not more, buffer[place:] + more, 0
             continue
         number += 1
         yield number, values
-        buffer = buffer[end:]
+        place = end

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
-from khmer_assets.foundation.settings import FileBeside, PositiveInt, RecipeError, Settings, validated
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from khmer_assets.foundation.settings import PositiveInt, RecipeError, Settings, folder_of_file
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chats import Message
 from khmer_assets.instructions.writing import Assignment, Ground, Unfit, Written, require_language
 from khmer_assets.khmer.numbers import to_latin_digits
-from khmer_assets.khmer.script import Language
 from khmer_assets.khmer.sentences import count_sentences
 from khmer_assets.teachers.settings import Template
 
@@ -40,43 +41,49 @@ SCHEMA = {
 _NUMBER = re.compile(r"\d{2,}")
 
 
-class QuestionsAndAnswers(Written):
-    """`each`: how many questions are asked about a document or topic, with different directives. `directives`: a file
-    like `questions_and_answers.yaml` with directives of your own, relative to the recipe."""
-
-    each: PositiveInt = 1
-    directives: FileBeside | None = None
-
-
-class Directive(Settings):
-    """`say` stands in the question; the answer has at least so many `sentences`."""
-
-    say: str
-    sentences: PositiveInt = 1
-
-
-class _Directives(Settings):
-    khm: list[Directive]
-    eng: list[Directive]
-
-
 @cache
 def wording() -> dict[str, Any]:
     """The content of `questions_and_answers.yaml`."""
     return read_yaml(WORDING)
 
 
-def directives(file: Path | None) -> dict[Language, list[Directive]]:
-    """The directives by language. Raises `RecipeError` for a file that is not like `questions_and_answers.yaml`."""
-    found = validated(_Directives, read_yaml(file or WORDING).get("directives"), file or WORDING, "directives.")
-    if not found.khm or not found.eng:
-        raise RecipeError(f"{file or WORDING}: directives: expected at least one for khm and one for eng")
-    return {"khm": found.khm, "eng": found.eng}
+class Directive(Settings):
+    """`say` stands in the question; the answer has at least so many `sentences`."""
+
+    say: Annotated[str, Field(min_length=1)]
+    sentences: PositiveInt = 1
+
+
+class Directives(Settings):
+    """The directives by language."""
+
+    khm: Annotated[list[Directive], Field(min_length=1)]
+    eng: Annotated[list[Directive], Field(min_length=1)]
+
+
+def _read(value: Any, about: ValidationInfo) -> Any:
+    """The directives of a file; None stands for the project's own."""
+    if value is None:
+        return wording()["directives"]
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return read_yaml(folder_of_file(value, about).absolute() / value).get("directives")
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+
+
+class QuestionsAndAnswers(Written):
+    """`each`: how many questions are asked about a document or topic, with different directives. `directives`: a file
+    like `questions_and_answers.yaml` with directives of your own, relative to the recipe."""
+
+    each: PositiveInt = 1
+    directives: Annotated[Directives, BeforeValidator(_read)] = Field(default=None, validate_default=True)
 
 
 def question_task(settings: QuestionsAndAnswers, written_about: Sequence[Ground], seed: int) -> Assignment:
-    """What is asked of the teachers, a row a question. Raises `RecipeError`."""
-    known = directives(settings.directives)
+    """What is asked of the teachers, a row a question."""
+    known = {"khm": settings.directives.khm, "eng": settings.directives.eng}
     rows, asked = [], {}
     for ground in written_about:
         chosen = Random(f"{seed} {ground.id}").sample(known[ground.language], len(known[ground.language]))

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import polars as pl
 from pydantic import BaseModel, BeforeValidator
@@ -50,7 +50,7 @@ KHMER_SHARE = 0.6  # of the letters, placeholders aside
 RUN, REPEATED = 6, 0.5  # characters; the share of a text's runs that may repeat
 SHORTEST_REPEATED = 30  # characters
 CODE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
-LINE = re.compile(r"(\s*(?:[-*•]|\d+[.)]|#+)?\s*)(.*?)(\s*)", re.DOTALL)
+BEGIN = re.compile(r"\s*(?:(?:[-*•>]|\d{1,4}[.)]|#{1,6})\s+)?")  # of a line
 
 
 class Translated(ChatFiles):
@@ -102,20 +102,22 @@ def _is_english(chat: dict[str, Any]) -> bool:
 
 
 def parts(text: str) -> Iterator[tuple[str, bool]]:
-    """The text in parts, and whether each is a sentence to translate; together they are the text."""
+    """The text in parts, and whether each is a sentence to translate; together they are the text, one space between
+    the sentences of a line."""
     for block in CODE.split(text):
         if block.startswith("```"):
             yield block, False
             continue
         for line in block.splitlines(keepends=True):
-            match = LINE.fullmatch(line)
-            assert match is not None  # it takes any line
-            yield match[1], False
-            for number, sentence in enumerate(sentences(match[2])):
+            begin = cast(re.Match[str], BEGIN.match(line)).end()
+            end = max(begin, len(line.rstrip()))
+            yield line[:begin], False
+            found = list(sentences(line[begin:end]))
+            for number, sentence in enumerate(found):
                 if number:
                     yield " ", False
                 yield sentence, True
-            yield match[3], False
+            yield line[end if found else begin :], False
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -40,6 +40,7 @@ Task = Literal["fluency", "vocabulary", "correction", "dialogue", "explanation"]
 TASKS: tuple[Task, ...] = get_args(Task)
 BY_RULES: tuple[Task, ...] = ("fluency", "correction", "explanation")
 
+DOCUMENTS_A_TASK = 20  # that good sentences are looked for in
 BEST = 5
 COSTS = {"marker_after_verb": 2, "classifier_first": 2, "agreement": 2, "agreement_of_many": 2, "preposition": 2}
 SCHEMAS: dict[Task, dict[str, Any]] = {

@@ -59,16 +59,20 @@ class Unfit(Exception):
 
 
 def grounds(settings: Written, texts: pl.LazyFrame | None, seed: int) -> list[Ground]:
-    """The documents (of the split `train` of a training mixture, those with the lowest hashes, so that most stay when
-    others come) and the topics."""
+    """Documents, those with the lowest hashes, so that most stay when others come; and the topics."""
     found = [Ground(f"topic-{_digest(topic)}", "topic", topic, _language(topic)) for topic in settings.topics]
     if settings.documents is not None and texts is not None:
-        hashes = texts.filter(split="train").select("content_hash").unique().collect()["content_hash"]
-        drawn = set(heapq.nsmallest(settings.documents, hashes, key=lambda one: _digest(f"{seed} {one}")))
-        documents = texts.filter(split="train").filter(pl.col("content_hash").is_in(list(drawn)))
-        rows = documents.select("id", "text", "content_hash").unique("content_hash").sort("content_hash").collect()
-        found += [Ground(one, "document", text[:GROUND], _language(text)) for one, text, _ in rows.iter_rows()]
+        rows = drawn(texts, settings.documents, seed).select("id", "text").collect().iter_rows()
+        found += [Ground(one, "document", text[:GROUND], _language(text)) for one, text in rows]
     return found
+
+
+def drawn(texts: pl.LazyFrame, count: int, seed: int) -> pl.LazyFrame:
+    """`count` of the documents that a training mixture trains on, at most, in an order of their own."""
+    learned = texts.filter(split="train")
+    hashes = learned.select("content_hash").unique().collect()["content_hash"]
+    chosen = heapq.nsmallest(count, hashes, key=lambda one: _digest(f"{seed} {one}"))
+    return learned.filter(pl.col("content_hash").is_in(chosen)).unique("content_hash").sort("content_hash")
 
 
 def made(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from khmer_assets.foundation.settings import RecipeError
-from khmer_assets.instructions.questions_and_answers import QuestionsAndAnswers, directives, question_task
+from khmer_assets.foundation.settings import RecipeError, validated
+from khmer_assets.instructions.questions_and_answers import QuestionsAndAnswers, question_task
 from khmer_assets.instructions.writing import Ground, Unfit
 
 KHMER = Ground("rice", "document", "កសិករដាំស្រូវនៅរដូវវស្សា។ ស្រូវត្រូវការទឹកច្រើន។ នៅឆ្នាំ ២០២៣ គេច្រូតបាន ១២ តោន។", "khm")
@@ -14,8 +14,8 @@ ANSWER = "ស្រូវត្រូវការទឹក។ រដូវវស
 
 @pytest.fixture
 def settings(tmp_path) -> QuestionsAndAnswers:
-    (tmp_path / "directives.yaml").write_text(EXPLAIN)
-    return QuestionsAndAnswers(topics=["x"], directives=tmp_path / "directives.yaml")
+    (tmp_path / "mine.yaml").write_text(EXPLAIN)
+    return validated(QuestionsAndAnswers, {"topics": ["x"], "directives": "mine.yaml"}, tmp_path / "recipe.yaml")
 
 
 def answered(settings: QuestionsAndAnswers, ground: Ground, **value: str) -> list[str]:
@@ -63,13 +63,14 @@ def test_directives_differ_by_question_and_are_those_of_the_texts_language():
         [row["directive"] for row in task.rows if row["id"].startswith(name)] for name in ("rice", "boat")
     )
     assert len(set(khmer)) == len(set(english)) == 4
-    assert set(khmer) <= {one.say for one in directives(None)["khm"]}
-    assert set(english) <= {one.say for one in directives(None)["eng"]}
+    own = QuestionsAndAnswers().directives
+    assert set(khmer) <= {one.say for one in own.khm}
+    assert set(english) <= {one.say for one in own.eng}
     assert set(task.template.placeholders) <= set(task.rows[0])
 
 
 def test_the_directives_of_the_project_ask_for_three_sentences_where_something_is_explained():
-    asked = {one.say: one.sentences for one in directives(None)["khm"]}
+    asked = {one.say: one.sentences for one in QuestionsAndAnswers().directives.khm}
     assert [asked[say] for say in ("សូមពន្យល់", "ចូរអធិប្បាយ", "ចូរប្រៀបធៀប")] == [3, 3, 3]
 
 
@@ -78,5 +79,10 @@ def test_the_directives_of_the_project_ask_for_three_sentences_where_something_i
 )
 def test_a_file_that_holds_no_directives_is_told(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=r"mine\.yaml: directives"):
-        directives(tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match="directives"):
+        validated(QuestionsAndAnswers, {"topics": ["x"], "directives": "mine.yaml"}, tmp_path / "recipe.yaml")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(RecipeError, match=r"directives: .*none\.yaml"):
+        validated(QuestionsAndAnswers, {"topics": ["x"], "directives": "none.yaml"}, tmp_path / "recipe.yaml")

@@ -123,7 +123,8 @@ def test_translated_chats_go_into_the_dataset(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "One. Two!\n\n  - three\n1. four\n```py\nx = 1\n```\nfive `a`", "```\nopen", "a\r\nb\n"]
+    "text",
+    ["", "One. Two!\n\n  - three\n1. four\n```py\nx = 1\n```\nfive `a`", "|---|\n***\n...", "```\nopen", "a\r\nb\n"],
 )
 def test_parts_are_the_text(text):
     assert "".join(part for part, _ in parts(text)) == text
