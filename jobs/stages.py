@@ -49,7 +49,12 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         job("bring_in", "Fetch the open model that the recipe starts from.", "base_model"),
         job("extend", "Teach the open model's tokenizer Khmer.", "extended_tokenizer", "extended_model"),
         job("pretrain", None, "packed_dataset", "base_checkpoint"),
-        job("prepare_chats", None, "chat_dataset", "chat_texts"),
+        job(
+            "prepare_chats",
+            None,
+            *("questions_and_answers", "dialogues", "tutor_tasks", "translated_instructions"),
+            *("chat_dataset", "chat_texts"),
+        ),
         job("finetune", "Train the adapter; one run (a partition) where the recipe has several.", "sft_adapter"),
         job("merge", "Join the adapter, or the best of several, with its base.", "best_adapter", "merged_model"),
         job("compress", None, "pruned_model", "awq_model"),

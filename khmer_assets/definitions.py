@@ -66,7 +66,13 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
             recipe.seed,
         )
     if recipe.labels:
-        stages["labels"] = label_assets(recipe.labels, recipe.teachers, list(recipe.sources), recipe.seed)
+        stages["labels"] = label_assets(
+            recipe.labels,
+            recipe.teachers,
+            list(recipe.sources),
+            recipe.seed,
+            recipe.instructions.min_quality is not None,
+        )
     if recipe.tokenizer:
         stages["tokenizer"] = tokenizer_assets(recipe.tokenizer)
     if recipe.base:
@@ -84,6 +90,8 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.normalization,
         recipe.catalogue is None,
         recipe.seed,
+        recipe.teachers,
+        recipe.labels is not None,
     )
     if recipe.finetuning:
         stages["finetuning"] = finetuning_assets(recipe.finetuning, trained, texts, recipe.context_length, recipe.seed)

@@ -23,7 +23,7 @@ from khmer_assets.extension.merges import Extension
 from khmer_assets.finetuning.runs import FinetuningRuns
 from khmer_assets.foundation.settings import FileBeside, Located, Name, RecipeError, Settings, validated
 from khmer_assets.foundation.yaml_files import read_yaml
-from khmer_assets.instructions.embedded_chats import Instructions
+from khmer_assets.instructions.chat_sources import Instructions
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.labels.settings import Labels
 from khmer_assets.load.serving_benchmark import ServingBenchmark
@@ -114,6 +114,16 @@ class Recipe(Settings):
             )
         if variant.startswith("gguf") and self.adapters:
             raise ValueError(f"release.variant ({variant}) is served without adapters; set adapters: []")
+        return self
+
+    @model_validator(mode="after")
+    def _chats_can_be_made(self) -> "Recipe":
+        if self.instructions.asks_teachers and not self.teachers:
+            name = self.instructions.asks_teachers[0]
+            raise ValueError(f"instructions.sources: {name!r} is written by teachers: set teachers")
+        if self.instructions.reads_texts and self.catalogue is None:
+            name = self.instructions.reads_texts[0]
+            raise ValueError(f"instructions.sources: {name!r} is made of the corpus: name a catalogue of sources")
         return self
 
     @model_validator(mode="after")

@@ -18,8 +18,9 @@ from khmer_assets.finetuning import sft
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.assets import chat_checks
+from khmer_assets.instructions.chat_dataset import split_chats
 from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable, split_chats
+from khmer_assets.instructions.chats import SAMPLE_CHATS, Split, readable
 from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.release.deployment import load_adapter, registered_answer, served_endpoint
 from khmer_assets.sources.file_versions import version_of

@@ -11,7 +11,9 @@ import polars as pl
 
 from khmer_assets.foundation.home import home
 from khmer_assets.foundation.tables import markdown_table
-from khmer_assets.instructions.chat_files import read_chats
+from khmer_assets.instructions.chat_files import read_all, read_chats
+from khmer_assets.instructions.chat_sources import Instructions
+from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.recipe import Recipe
 from khmer_assets.training.models import BASE_RECORD
 from resources.storage import MissingArtifact, Store, store_root
@@ -155,6 +157,27 @@ def _training_chats(recipe: Recipe) -> int:
         chats = Store(store_root(home()), home() / "cache").current("chat_dataset")
         return int(pl.scan_parquet(chats / "data.parquet").filter(split="train").select(pl.len()).collect().item())
     except MissingArtifact:
-        files = recipe.instructions.files
-        lines = sum(read_chats(file, "", recipe.normalization).select(pl.len()).collect().item() for file in files)
-        return int((lines + (recipe.instructions.generated_chats or 0)) * recipe.instructions.split.train)
+        return int(_chats(recipe.instructions, recipe.normalization) * recipe.instructions.split.train)
+
+
+def _chats(instructions: Instructions, normalization: Normalization) -> int:
+    """The most chats that the recipe's chat sources give, before any is set aside."""
+    count = instructions.generated_chats or 0
+    count += sum(_rows(read_chats(file, "", normalization)) for file in instructions.files)
+    for source in instructions.sources:
+        match source.kind:
+            case "embedded":
+                count += source.settings.generated_chats
+            case "chat_files" | "translated":
+                count += _rows(read_all(source.settings, "", normalization))
+            case "tutor_tasks":
+                count += source.settings.count
+            case "questions_and_answers":
+                count += (len(source.settings.topics) + (source.settings.documents or 0)) * source.settings.each
+            case "dialogues":
+                count += len(source.settings.topics) + (source.settings.documents or 0)
+    return count
+
+
+def _rows(chats: pl.LazyFrame) -> int:
+    return int(chats.select(pl.len()).collect().item())

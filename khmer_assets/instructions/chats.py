@@ -1,6 +1,7 @@
 """The one schema of a chat, what makes a chat valid, and its split.
 
-Where chats come from does not belong here (`embedded_chats.py`, `chat_files.py`).
+Where chats come from does not belong here (`embedded_chats.py`, `chat_files.py`), nor what sets valid ones aside
+(`chat_dataset.py`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import polars as pl
 from pydantic import model_validator
 
 from khmer_assets.foundation.settings import Ratio, Settings
-from khmer_assets.khmer.utterances import hash_of_conversation
+from khmer_assets.khmer.utterances import bare, hash_of_conversation
 
 
 class Split(Settings):
@@ -32,20 +33,24 @@ SAMPLE_CHATS = 10  # that are shown of many
 
 MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
 
-# `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm) and `tags` (topics) are judgments:
-# null, or empty, until somebody has made them
+# `task` is what the assistant does (answer, or one of `tutor_tasks.TASKS`), `category` what it is about.
+# `label` (truth, majority, invalid), `toxicity` (safe, or the category of harm), `tags` (topics) and `quality`
+# (1 to 10) are judgments: null, or empty, until somebody has made them
 NEW_CHAT = pl.Schema(
     {
         "id": pl.String(),
         "source": pl.String(),
         "language": pl.String(),
+        "task": pl.String(),
         "category": pl.String(),
         "messages": pl.List(MESSAGE),
         "label": pl.String(),
         "toxicity": pl.String(),
         "tags": pl.List(pl.String()),
+        "quality": pl.Float64(),
     }
 )
+ANSWER = "answer"
 CHAT = pl.Schema({**NEW_CHAT, "content_hash": pl.String(), "split": pl.String()})
 
 
@@ -57,37 +62,20 @@ class Message(TypedDict):
 
 
 def new_chat(
-    identity: str, source: str, language: str, category: str, turns: Sequence[str], system: str | None = None
+    identity: str,
+    source: str,
+    language: str,
+    category: str,
+    turns: Sequence[str],
+    system: str | None = None,
+    task: str = ANSWER,
 ) -> dict[str, Any]:
     """A row of `NEW_CHAT`; `turns` are what user and assistant say, in alternation."""
     messages = [Message(role="system", content=system)] if system else []
     for number, content in enumerate(turns):
         messages.append(Message(role="assistant" if number % 2 else "user", content=content))
-    return {"id": identity, "source": source, "language": language, "category": category, "messages": messages,
-            "label": None, "toxicity": None, "tags": []}  # fmt: skip
-
-
-def split_chats(chats: pl.LazyFrame, split: Split) -> pl.LazyFrame:
-    """`NEW_CHAT` rows as `CHAT` rows with rule, measure and reason, ordered by content hash and so well mixed.
-
-    Set aside are chats that `find_fault` faults, chats whose content was there before, and those for which the column
-    `unreadable` (if there is one) has a reason. An empty chat has a split too, so that the columns are never null.
-    """
-    rows: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
-    for chat in chats.collect().iter_rows(named=True):
-        digest = hash_of(chat["messages"])
-        fault = find_fault(chat["messages"])
-        if reason := chat.pop("unreadable", None):
-            fault = ("unreadable", 1.0, reason)
-        if fault is None and digest in seen:
-            fault = ("duplicate_chat", 1.0, f"says the same as the chat {seen[digest]}")
-        seen.setdefault(digest, chat["id"])
-        rule, measure, reason = fault or (None, None, None)
-        rows.append({**chat, "content_hash": digest, "split": split_of(digest, split),
-                     "rule": rule, "measure": measure, "reason": reason})  # fmt: skip
-    schema = {**CHAT, "rule": pl.String(), "measure": pl.Float64(), "reason": pl.String()}
-    return pl.LazyFrame(rows, schema=schema).sort("content_hash", "id")
+    return {"id": identity, "source": source, "language": language, "task": task, "category": category,
+            "messages": messages, "label": None, "toxicity": None, "tags": [], "quality": None}  # fmt: skip
 
 
 def find_fault(messages: Iterable[Message] | None) -> tuple[str, float, str] | None:
@@ -119,6 +107,11 @@ def find_fault(messages: Iterable[Message] | None) -> tuple[str, float, str] | N
 def hash_of(messages: Iterable[Message] | None) -> str:
     """SHA-256 of what is said and by whom. Case, spaces and the marks that end a sentence make no difference."""
     return hash_of_conversation((message["role"], message["content"] or "") for message in messages or [])
+
+
+def prompt_of(messages: Iterable[Message]) -> str:
+    """What the user says in all turns, a line a turn, without what makes no difference (`utterances.bare`)."""
+    return "\n".join(bare(message["content"]) for message in messages if message["role"] == "user")
 
 
 def split_of(content_hash: str, split: Split) -> str:

@@ -28,13 +28,15 @@ from resources.storage import DATA, REMOVED
 from resources.teachers import Teachers
 
 
-def label_assets(settings: Labels, teachers: Sequence[Teacher], sources: Sequence[str], seed: int) -> list[Any]:
+def label_assets(
+    settings: Labels, teachers: Sequence[Teacher], sources: Sequence[str], seed: int, of_chats: bool = False
+) -> list[Any]:
     """document_labels (where there are teachers), label_corrections, label_model and labelled_corpus, and their checks.
 
-    They are made on demand, but for a recipe whose mixture is made of them.
+    They are made on demand, but for a recipe whose mixture is made of them, or whose chats are judged (`of_chats`).
     """
     partitions = dg.StaticPartitionsDefinition(list(sources))
-    common: dict[str, Any] = {"group_name": "labels", "tags": {} if settings.in_mixture else ON_DEMAND}
+    common: dict[str, Any] = {"group_name": "labels", "tags": {} if settings.in_mixture or of_chats else ON_DEMAND}
     frames: dict[str, Any] = {**common, "io_manager_key": "frames", "kinds": {"polars", "parquet"}}
 
     @dg.observable_source_asset(group_name="labels")

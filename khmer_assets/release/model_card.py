@@ -27,6 +27,7 @@ def model_card(
     file = next(model.glob("*.gguf"), None)
     listed = pl.DataFrame([{key: s[key] for key in ("name", "kind", "language", "license")} for s in sources])
     learned = [Path(path).name for path in recipe["instructions"]["files"]]
+    learned += [f"{entry['name']} ({entry['kind']}, {entry['license']})" for entry in recipe["instructions"]["sources"]]
     chats = f"Chats: {', '.join(learned)}." if learned else "Chats: those of the project's sample."
     facts = {
         **(

@@ -1,17 +1,21 @@
 """A user's chats are read line by line: what is a chat is normalized, what is none is set aside with its reason."""
 
 import gzip
+import io
 import json
 import os
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from khmer_assets.foundation.settings import validated
 from khmer_assets.instructions import chat_files
-from khmer_assets.instructions.chat_files import read_chats
-from khmer_assets.instructions.chats import Split, split_chats
+from khmer_assets.instructions.chat_dataset import split_chats
+from khmer_assets.instructions.chat_files import ChatFiles, read_all, read_chats
+from khmer_assets.instructions.chats import Split
 from khmer_assets.khmer.normalization import Normalization
 
 NORMALIZATION = Normalization(zero_width_space="remove", fold_deprecated=True)
@@ -97,3 +101,139 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
 def test_every_line_is_kept_or_set_aside(read, lines):
     first = line("A", "b").encode()  # a file that begins otherwise may be refused as a whole
     assert read(b"\n".join([first, *lines])).height == 1 + len(lines)
+
+
+SHARE_GPT = {"conversations": [{"from": "human", "value": "តើនេះជាអ្វី?"}, {"from": "gpt", "value": "ឆ្មា"}]}
+TASK = {"instruction": "បកប្រែ", "input": "cat", "output": "ឆ្មា"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (SHARE_GPT, [("user", "តើនេះជាអ្វី?"), ("assistant", "ឆ្មា")]),
+        ({**SHARE_GPT, "system": "ខ្លីៗ"}, [("system", "ខ្លីៗ"), ("user", "តើនេះជាអ្វី?"), ("assistant", "ឆ្មា")]),
+        (TASK, [("user", "បកប្រែ\n\ncat"), ("assistant", "ឆ្មា")]),
+        ({**TASK, "input": ""}, [("user", "បកប្រែ"), ("assistant", "ឆ្មា")]),
+        ({**TASK, "input": None, "messages": None}, [("user", "បកប្រែ"), ("assistant", "ឆ្មា")]),
+        (
+            {"conversations": [{"role": "user", "content": "ក"}, {"role": "assistant", "content": "ខ"}]},
+            [("user", "ក"), ("assistant", "ខ")],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "ក"}]},
+                    {"role": "assistant", "content": "ខ"},
+                ]
+            },
+            [("user", "ក"), ("assistant", "ខ")],
+        ),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, [("user", "\ufffd")]),
+        ({"conversations": "ក"}, "line 1: messages Input should be a valid list"),
+        ({"conversations": [{"from": ["human"], "value": "ក"}]}, "line 1: messages.0.role Input should be"),
+        ({"conversations": [{"from": "human"}]}, "line 1: messages.0.content Input should be a valid"),
+        ({"instruction": "ក"}, "line 1: output Field required"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 1: messages.0.content"),
+        ("text", "line 1: expected a JSON object, found str"),
+    ],
+)
+def test_a_layout_is_told_by_its_fields(values, expected, tmp_path):
+    (tmp_path / "one.jsonl").write_text("\n" + json.dumps(values))
+    (chat,) = read_chats(tmp_path / "one.jsonl", "one", NORMALIZATION).collect().to_dicts()
+    found = chat["unreadable"] or [(message["role"], message["content"]) for message in chat["messages"]]
+    if isinstance(expected, str):
+        assert isinstance(found, str) and found.startswith(expected.replace("line 1", "line 2"))
+    else:
+        assert found == expected
+
+
+def test_judgments_are_taken_over_where_they_are_such(tmp_path):
+    good = {
+        **TASK,
+        "category": "words",
+        "quality": 8,
+        "tags": ["a\ud800"],
+        "label": "truth",
+        "toxicity": "safe",
+        "id": 7,
+    }
+    bad = {**TASK, "category": "", "quality": 99, "tags": "a", "label": 1, "toxicity": None}
+    (tmp_path / "two.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}")
+    first, second = read_chats(tmp_path / "two.jsonl", "two", NORMALIZATION).collect().to_dicts()
+    names = ("category", "quality", "tags", "label", "toxicity")
+    assert [first[name] for name in names] == ["words", 8.0, ["a\ufffd"], "truth", "safe"]
+    assert [second[name] for name in names] == ["two", None, [], None, None]
+
+
+def packed(content: bytes, compression: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, compression) as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+ROWS = [SHARE_GPT, TASK, {"no": "chat"}]
+LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
+ARRAY = json.dumps(ROWS, indent=1).encode()
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame([SHARE_GPT, TASK, {}]).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.json", ARRAY),
+        ("a.json", b"\xef\xbb\xbf" + ARRAY),
+        ("a.json", LINES),
+        ("a.parquet", parquet()),
+        ("a.jsonl.gz", packed(LINES, "gzip")),
+        ("a.JSONL.ZST", packed(LINES, "zstd")),
+        ("a.json.gz", packed(ARRAY, "gzip")),
+        ("a.parquet.gz", packed(parquet(), "gzip")),
+    ],
+)
+def test_every_format_gives_the_same_chats(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    chats = read_chats(tmp_path / name, "a", NORMALIZATION).collect()
+    assert chats["id"].to_list() == ["a-1", "a-2", "a-3"]
+    assert [row and row.split(": ")[1] for row in chats["unreadable"]] == [None, None, "messages Field required"]
+    assert chats["messages"][1][0]["content"] == "បកប្រែ\n\ncat"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl.gz", packed(LINES * 2000, "gzip")[:-2000], "after line"),
+        ("a.json", ARRAY[:-20], "value 3: Invalid JSON"),
+        ("a.json", b"[1, 2" + b"\xff" * 9 + b"]", "value 3: Invalid JSON"),
+        ("a.json", b'[{"a": 1}, oops, {"b": 2}]', "value 2: Invalid JSON"),
+    ],
+)
+def test_what_breaks_off_keeps_what_was_read_and_says_where(name, content, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_files, "READ_AT_ONCE", 4)
+    (tmp_path / name).write_bytes(content)
+    reasons = read_chats(tmp_path / name, "a", NORMALIZATION).collect()["unreadable"].to_list()
+    assert len(reasons) > 1 and told in reasons[-1]
+
+
+def test_what_is_packed_is_unpacked_within_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_files, "MAX_UNPACKED_BYTES", 100_000)
+    (tmp_path / "a.jsonl.gz").write_bytes(packed(b" " * 50_000_000, "gzip"))
+    with pytest.raises(OSError, match="has over 100,000 bytes when unpacked"):
+        read_chats(tmp_path / "a.jsonl.gz", "a", NORMALIZATION)
+
+
+def test_the_files_of_a_source_are_found_beside_the_recipe(tmp_path):
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text(json.dumps(TASK))
+    settings = validated(ChatFiles, {"path": ["*.jsonl", "one.jsonl"]}, tmp_path / "recipe.yaml")
+    chats = read_all(settings, "mine", NORMALIZATION).collect()
+    assert chats["id"].to_list() == ["mine-1-1", "mine-2-1"]
+    assert set(chats["source"]) == {"mine"}
+    address = validated(ChatFiles, {"path": "s3://bucket/chats/*.jsonl"}, tmp_path / "recipe.yaml")
+    assert address.path == "s3://bucket/chats/*.jsonl"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from khmer_assets.instructions.chat_dataset import split_chats
 from khmer_assets.instructions.chats import (
     CHAT,
     NEW_CHAT,
@@ -15,7 +16,6 @@ from khmer_assets.instructions.chats import (
     find_fault,
     hash_of,
     new_chat,
-    split_chats,
     split_of,
 )
 

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from khmer_assets.foundation.settings import RecipeError
-from khmer_assets.instructions.chats import Split, split_chats
+from khmer_assets.instructions.chat_dataset import split_chats
+from khmer_assets.instructions.chats import Split
 from khmer_assets.instructions.embedded_chats import compose_chats, written_chats
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
