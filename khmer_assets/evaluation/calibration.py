@@ -43,15 +43,16 @@ def calibrate(choices: Sequence[Record], answers: Sequence[Record]) -> dict[str,
     for kind, records in (("choices", choices), ("answers", answers)):
         if len(records) < FEWEST:
             continue
-        right = np.array([_pick(record) == record.right for record in records], dtype=np.float64)
-        before = _confidences(records, 1.0)
+        scores = _scores(records)
+        right = (scores.argmax(1) == [record.right for record in records]).astype(np.float64)
+        before = _confidences(scores, 1.0)
         scaled = {
-            "temperature": _crossed(records, right, _temperature, _confidences),
-            "platt": _crossed(records, right, _platt, _platt_confidences),
+            "temperature": _crossed(scores, right, _temperature, _confidences),
+            "platt": _crossed(scores, right, _platt, _platt_confidences),
         }
         told = {name: reliability(values, right) for name, values in scaled.items()}
         best = min(told, key=lambda name: told[name]["error"])
-        temperature, (slope, offset) = _temperature(records, right), _platt(records, right)
+        temperature, (slope, offset) = _temperature(scores, right), _platt(scores, right)
         found[kind] = {
             "items": len(records),
             "accuracy": float(right.mean()),
@@ -99,34 +100,38 @@ def reliability(confidences: "NDArray[np.float64]", right: "NDArray[np.float64]"
     return {"error": float(errors(np.ones(count))), "low": float(low), "high": float(high), "bins": bins}
 
 
-def _pick(record: Record) -> int:
-    return max(range(len(record.scores)), key=record.scores.__getitem__)
-
-
-def _confidences(records: Sequence[Record], temperature: float) -> "NDArray[np.float64]":
-    """In the pick of each record; an answer's is the mean likelihood of its tokens, of which the logit is scaled."""
+def _scores(records: Sequence[Record]) -> "NDArray[np.float64]":
+    """The scores, a row a record; where one has fewer choices than others, the rest is impossible."""
     import numpy as np
 
-    found = []
-    for record in records:
-        if len(record.scores) == 1:
-            found.append(1 / (1 + np.exp(-_logit(record) / temperature)))
-        else:
-            scores = np.array(record.scores) / temperature
-            found.append(1 / np.exp(scores - scores.max()).sum())
-    return np.array(found)
+    found = np.full((len(records), max(len(record.scores) for record in records)), -np.inf)
+    for row, record in enumerate(records):
+        found[row, : len(record.scores)] = record.scores
+    return found
 
 
-def _logit(record: Record) -> float:
-    """Of the confidence before any scaling."""
+def _confidences(scores: "NDArray[np.float64]", temperature: float) -> "NDArray[np.float64]":
+    """In the pick of each row; an answer's is the mean likelihood of its tokens, of which the logit is scaled."""
     import numpy as np
 
-    if len(record.scores) == 1:
-        confidence = float(np.exp(min(record.scores[0], 0.0)))
-    else:
-        confidence = float(_confidences([record], 1.0)[0])
-    confidence = min(max(confidence, 1e-6), 1 - 1e-6)
-    return float(np.log(confidence / (1 - confidence)))
+    if scores.shape[1] == 1:
+        return _sigmoid(_logits(scores) / temperature)
+    return np.asarray(1 / np.exp((scores - scores.max(1, keepdims=True)) / temperature).sum(1))
+
+
+def _logits(scores: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Of the confidences before any scaling."""
+    import numpy as np
+
+    own = np.exp(scores[:, 0].clip(max=0)) if scores.shape[1] == 1 else _confidences(scores, 1.0)
+    own = own.clip(1e-6, 1 - 1e-6)
+    return np.asarray(np.log(own / (1 - own)))
+
+
+def _sigmoid(logits: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    import numpy as np
+
+    return np.asarray(1 / (1 + np.exp(-logits.clip(-50, 50))))
 
 
 def _loss(confidences: "NDArray[np.float64]", right: "NDArray[np.float64]") -> float:
@@ -137,46 +142,44 @@ def _loss(confidences: "NDArray[np.float64]", right: "NDArray[np.float64]") -> f
     return float(-(right * np.log(safe) + (1 - right) * np.log(1 - safe)).mean())
 
 
-def _temperature(records: Sequence[Record], right: "NDArray[np.float64]") -> float:
+def _temperature(scores: "NDArray[np.float64]", right: "NDArray[np.float64]") -> float:
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda log: _loss(_confidences(records, float(2.0**log)), right), bounds=(-6, 8), method="bounded"
+        lambda log: _loss(_confidences(scores, float(2.0**log)), right), bounds=(-6, 8), method="bounded"
     )
     return float(2.0**found.x)
 
 
-def _platt(records: Sequence[Record], right: "NDArray[np.float64]") -> tuple[float, float]:
+def _platt(scores: "NDArray[np.float64]", right: "NDArray[np.float64]") -> tuple[float, float]:
     """Slope and offset of the logit, with Platt's targets, which keep a clean cut from infinite slopes."""
     import numpy as np
     from scipy.optimize import minimize
 
-    logits = np.array([_logit(record) for record in records])
-    hits = right.sum()
+    logits, hits = _logits(scores), right.sum()
     targets = np.where(right > 0, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
-
-    def loss(parameters: "NDArray[np.float64]") -> float:
-        return _loss(1 / (1 + np.exp(-(parameters[0] * logits + parameters[1]).clip(-50, 50))), targets)
-
-    found = minimize(loss, np.array([1.0, 0.0]), method="L-BFGS-B", bounds=[(0, LARGEST_SLOPE), (-50, 50)])
+    found = minimize(
+        lambda parameters: _loss(_sigmoid(parameters[0] * logits + parameters[1]), targets),
+        np.array([1.0, 0.0]),
+        method="L-BFGS-B",
+        bounds=[(0, LARGEST_SLOPE), (-50, 50)],
+    )
     return float(found.x[0]), float(found.x[1])
 
 
-def _platt_confidences(records: Sequence[Record], parameters: tuple[float, float]) -> "NDArray[np.float64]":
-    import numpy as np
-
-    logits = np.array([_logit(record) for record in records])
-    return 1 / (1 + np.exp(-(parameters[0] * logits + parameters[1]).clip(-50, 50)))
+def _platt_confidences(scores: "NDArray[np.float64]", parameters: tuple[float, float]) -> "NDArray[np.float64]":
+    return _sigmoid(parameters[0] * _logits(scores) + parameters[1])
 
 
-def _crossed(records: Sequence[Record], right: "NDArray[np.float64]", fit: Any, apply: Any) -> "NDArray[np.float64]":
+def _crossed(
+    scores: "NDArray[np.float64]", right: "NDArray[np.float64]", fit: Any, apply: Any
+) -> "NDArray[np.float64]":
     """Confidences scaled by what was fitted on the other folds."""
     import numpy as np
 
-    folds = np.random.default_rng(0).permutation(len(records)) % FOLDS
-    found = np.empty(len(records))
+    folds = np.random.default_rng(0).permutation(len(scores)) % FOLDS
+    found = np.empty(len(scores))
     for fold in range(FOLDS):
-        held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        parameters = fit([records[place] for place in rest.tolist()], right[rest])
-        found[held] = apply([records[place] for place in held.tolist()], parameters)
+        held = folds == fold
+        found[held] = apply(scores[held], fit(scores[~held], right[~held]))
     return found

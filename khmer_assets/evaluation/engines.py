@@ -57,20 +57,25 @@ class Engine(ABC):
     def likelihoods(self, questions: list[Question]) -> list[list[float]]:
         """The log-likelihood (nats) of each choice. What is too long loses the beginning of its context."""
         found: list[list[float]] = [[0.0] * len(question.choices) for question in questions]
-        asked: list[tuple[int, int | None, Question]] = []
+        asked: list[tuple[int, list[int], Question]] = []
         for number, question in enumerate(questions):
-            if not self.is_truncated(question):
-                asked.append((number, None, question))
-                continue
-            for place, choice in enumerate(question.choices):  # each loses as much as it must, and no more
-                room = self.context_length + 1 - len(choice)
-                asked.append((number, place, Question(question.context[-max(1, room) :], [choice])))
-        for (number, at, _), likelihoods in zip(asked, self._likelihoods([q for _, _, q in asked]), strict=True):
-            if at is None:
-                found[number] = likelihoods
-            else:
-                found[number][at] = likelihoods[0]
+            for places in self._alike(question):
+                choices = [question.choices[place] for place in places]
+                room = max(1, self.context_length + 1 - max(map(len, choices)))
+                asked.append((number, places, Question(question.context[-room:], choices)))
+        for (number, places, _), own in zip(asked, self._likelihoods([q for _, _, q in asked]), strict=True):
+            for place, likelihood in zip(places, own, strict=True):
+                found[number][place] = likelihood
         return found
+
+    def _alike(self, question: Question) -> list[list[int]]:
+        """The places of the choices that can be read after the same context: all of them or, where something is lost,
+        those of one length."""
+        places = range(len(question.choices))
+        if not self.is_truncated(question):
+            return [list(places)]
+        lengths = dict.fromkeys(map(len, question.choices))
+        return [[place for place in places if len(question.choices[place]) == length] for length in lengths]
 
     def is_truncated(self, question: Question) -> bool:
         """Whether the question does not fit into the context."""
