@@ -98,6 +98,9 @@ class TransformersEngine(Engine):
         the keys and values of the one before."""
         import torch
 
+        layers = getattr(self.model.config.get_text_config(), "layer_types", None) or []
+        if any(kind != "full_attention" for kind in layers):  # what is shared would stand too far away
+            return self._each_alone(questions)
         found: list[list[float]] = [[]] * len(questions)
         groups = _groups([q.context for q in questions])
         with torch.no_grad():
@@ -108,15 +111,27 @@ class TransformersEngine(Engine):
                 state.select([place for place, _ in rows])
                 rests = [questions[number].context[len(batch[place][0]) :] for place, number in rows]
                 first = state.read(rests)[:, -1].float().log_softmax(-1)
-                choices = [(row, choice) for row, (_, n) in enumerate(rows) for choice in questions[n].choices]
-                sums = first[[row for row, _ in choices], [choice[0] for _, choice in choices]].double()
-                longer = [place for place, (_, choice) in enumerate(choices) if len(choice) > 1]
-                if longer:
-                    state.select([choices[place][0] for place in longer])
-                    sums[longer] += state.nats_of([choices[place][1] for place in longer])
-                values = iter(sums.tolist())
-                for _, number in rows:
-                    found[number] = [next(values) for _ in questions[number].choices]
+                rests = state.rests_of([questions[number].choices for _, number in rows])
+                for row, (_, number) in enumerate(rows):
+                    choices = questions[number].choices
+                    begin = first[row, [choice[0] for choice in choices]].tolist()
+                    found[number] = [one + rest for one, rest in zip(begin, rests[row], strict=True)]
+        return found
+
+    def _each_alone(self, questions: list[Question]) -> list[list[float]]:
+        """As `_likelihoods`, of a model whose layers do not see all that stands before."""
+        import torch
+
+        found = [[0.0] * len(question.choices) for question in questions]
+        rows = [(n, at, q.context + choice) for n, q in enumerate(questions) for at, choice in enumerate(q.choices)]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row][2]))
+        for batch in _rows_together(order, lambda row: len(rows[row][2])):
+            width = len(rows[batch[-1]][2])
+            ids = torch.tensor([rows[row][2] + [0] * (width - len(rows[row][2])) for row in batch])
+            nats = held_out.token_nats(self.model, ids.to(self.model.device)).tolist()
+            for row, own in zip(batch, nats, strict=True):
+                number, at, text = rows[row]
+                found[number][at] = -sum(own[len(questions[number].context) - 1 : len(text) - 1])
         return found
 
     def generate(self, prompts: list[list[int]], stops: set[int], limit: int) -> list[Generation]:
@@ -167,18 +182,61 @@ class _State:
 
     def read(self, texts: Sequence[list[int]]) -> "torch.Tensor":
         """Read on in each row; the logits after the last id, of shape (rows, any, vocabulary)."""
-        return self._pass(texts, left=True, **self.last_only)
-
-    def nats_of(self, choices: Sequence[list[int]]) -> "torch.Tensor":
-        """The log-likelihood of each choice's ids but the first, whose likelihood the pass before told."""
         import torch
 
-        logits = self._pass([choice[:-1] for choice in choices], left=False)
-        width = logits.shape[1]
-        targets = torch.tensor([c[1:] + [0] * (width + 1 - len(c)) for c in choices], device=logits.device)
-        inside = torch.tensor([[1] * (len(c) - 1) + [0] * (width + 1 - len(c)) for c in choices], device=logits.device)
-        chosen = logits.gather(2, targets[:, :, None])[:, :, 0].float() - logits.float().logsumexp(-1)
-        return (chosen.double() * inside).sum(1)
+        device = self.model.device
+        width = max(map(len, texts))
+        if width == 0:  # contexts that share nothing
+            self.mask = torch.zeros((len(texts), 0), dtype=torch.long, device=device)
+            return torch.empty(0)
+        ids = [[0] * (width - len(text)) + text for text in texts]
+        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+        self.mask = torch.cat([self.mask, mask], dim=1) if self.mask.numel() else mask
+        output = self.model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:],
+            past_key_values=self.cache,
+            use_cache=True,
+            **self.last_only,
+        )
+        self.cache = output.past_key_values
+        return output.logits
+
+    def rests_of(self, choices: Sequence[list[list[int]]]) -> list[list[float]]:
+        """For each row, the log-likelihood of each of its choices' ids but the first, whose likelihood the pass before
+        told. The choices of a row stand one behind the other and do not see each other, so that nothing is copied."""
+        import torch
+
+        if all(len(choice) == 1 for own in choices for choice in own):
+            return [[0.0] * len(own) for own in choices]
+        device, dtype = self.model.device, self.model.dtype
+        width = max(sum(len(choice) - 1 for choice in own) for own in choices)
+        ids, targets, member, at = (torch.zeros((len(choices), width), dtype=torch.long) for _ in range(4))
+        member -= 1  # of no choice
+        for row, own in enumerate(choices):
+            place = 0
+            for number, choice in enumerate(own):
+                part = slice(place, place + len(choice) - 1)
+                ids[row, part], targets[row, part] = torch.tensor(choice[:-1]), torch.tensor(choice[1:])
+                member[row, part], at[row, part] = number, torch.arange(len(choice) - 1)
+                place += len(choice) - 1
+        own_choice = (member[:, :, None] == member[:, None, :]) & (member >= 0)[:, :, None]
+        seen = own_choice & (at[:, None, :] <= at[:, :, None])
+        seen = torch.cat([self.mask.bool()[:, None].expand(-1, width, -1), seen.to(device)], dim=2)
+        unseen = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+        logits = self.model(
+            input_ids=ids.to(device),
+            attention_mask=unseen[:, None],
+            position_ids=self.mask.sum(1, keepdim=True) + at.to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits.float()
+        told = (logits.gather(2, targets.to(device)[:, :, None])[:, :, 0] - logits.logsumexp(-1)).double().cpu()
+        return [
+            [float(told[row][member[row] == number].sum()) for number in range(len(own))]
+            for row, own in enumerate(choices)
+        ]
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows; one may be there more than once."""
@@ -188,31 +246,6 @@ class _State:
         self.mask = self.mask[places]
         if self.cache is not None:
             self.cache.reorder_cache(places)
-
-    def _pass(self, texts: Sequence[list[int]], left: bool, **options: Any) -> "torch.Tensor":
-        import torch
-
-        device = self.model.device
-        width = max(map(len, texts))
-        if width == 0:  # contexts that share nothing
-            self.mask = torch.zeros((len(texts), 0), dtype=torch.long, device=device)
-            return torch.empty(0)
-        pads = [[0] * (width - len(text)) for text in texts]
-        ids = [pad + text if left else text + pad for pad, text in zip(pads, texts, strict=True)]
-        own = [pad + [1] * len(text) if left else [1] * len(text) + pad for pad, text in zip(pads, texts, strict=True)]
-        mask = torch.tensor(own, device=device)
-        self.mask = torch.cat([self.mask, mask], dim=1) if self.mask.numel() else mask
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
-        output = self.model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
-        )
-        self.cache = output.past_key_values
-        return output.logits
 
 
 def _groups(contexts: list[list[int]]) -> list[tuple[list[int], list[int]]]:

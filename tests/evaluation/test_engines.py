@@ -62,6 +62,14 @@ def test_likelihoods_are_those_of_each_choice_alone(model):
         assert found == pytest.approx(one_by_one(model, question), abs=1e-3)
 
 
+def test_a_model_with_sliding_windows_is_asked_each_choice_alone(tmp_path):
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "use_sliding_window": True}
+    sliding = load_model(save_tiny_model(tmp_path / "model", **kinds)).eval()
+    asked = questions(5, 8)
+    for found, question in zip(TransformersEngine(sliding, CONTEXT).likelihoods(asked), asked, strict=True):
+        assert found == pytest.approx(one_by_one(sliding, question), abs=1e-3)
+
+
 def test_the_pick_does_not_depend_on_the_batch(model, monkeypatch):
     asked, picks = questions(2), []
     for rows in (1, 5, 64):
