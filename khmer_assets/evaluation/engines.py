@@ -111,11 +111,11 @@ class TransformersEngine(Engine):
                 state.select([place for place, _ in rows])
                 rests = [questions[number].context[len(batch[place][0]) :] for place, number in rows]
                 first = state.read(rests)[:, -1].float().log_softmax(-1)
-                rests = state.rests_of([questions[number].choices for _, number in rows])
+                after = state.rests_of([questions[number].choices for _, number in rows])
                 for row, (_, number) in enumerate(rows):
                     choices = questions[number].choices
                     begin = first[row, [choice[0] for choice in choices]].tolist()
-                    found[number] = [one + rest for one, rest in zip(begin, rests[row], strict=True)]
+                    found[number] = [one + rest for one, rest in zip(begin, after[row], strict=True)]
         return found
 
     def _each_alone(self, questions: list[Question]) -> list[list[float]]:

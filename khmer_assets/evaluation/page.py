@@ -18,7 +18,7 @@ STYLE = """
 body { background: var(--back); color: var(--ink); margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem;
   font: 16px/1.55 system-ui, "Noto Sans Khmer", "Khmer OS", sans-serif; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { color: var(--soft); margin: .3rem 0 .8rem; max-width: 46rem; }
+p { color: var(--soft); margin: .3rem 0 .8rem; max-width: 46rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .875rem; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -29,19 +29,20 @@ th:first-child { background: var(--head); }
 td.figure { white-space: nowrap; } td.text { min-width: 13rem; overflow-wrap: anywhere; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 img { max-width: 100%; height: auto; display: block; }
-picture { display: block; margin: .8rem 0; }
+.pictures { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; }
+.pictures picture { flex: 1 1 19rem; max-width: 34rem; }
 @media (max-width: 40rem) { body { padding: .75rem .75rem 3rem; font-size: 15px; }
-  td:first-child, th:first-child { max-width: 40vw; white-space: normal; overflow-wrap: anywhere; } }
+  td:first-child, th:first-child { min-width: 6.5rem; max-width: 40vw; white-space: normal; } }
 """
 
 
 class Section(NamedTuple):
-    """A heading, a word of explanation, then a table, and a picture as its light and its dark address."""
+    """A heading, a word of explanation, then pictures, each as its light and its dark address, and a table."""
 
     title: str
     about: str = ""
     table: pl.DataFrame | None = None
-    picture: tuple[str, str] | None = None
+    pictures: Sequence[tuple[str, str]] = ()
 
 
 def page(title: str, about: str, sections: Sequence[Section]) -> str:
@@ -69,12 +70,13 @@ def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.about:
         parts.append(f"<p>{escape(section.about)}</p>")
-    if section.picture:
-        light, dark = section.picture
-        parts.append(
+    if section.pictures:
+        shown = [
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img src="{light}" alt="{escape(section.title)}"></picture>'
-        )
+            for light, dark in section.pictures
+        ]
+        parts.append(f'<div class="pictures">{"".join(shown)}</div>')
     if section.table is not None:
         parts.append(_table(section.table))
     return "\n".join(parts)

@@ -42,16 +42,15 @@ def data_uri(draw: Callable[[], "Figure"], theme: tuple[str, str, str]) -> str:
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
-def quality_against(
-    measure: str, label: str, points: dict[str, Sequence[tuple[str, float, float]]], title: str
-) -> "Figure":
-    """A panel a language: models by `measure` (`label` on the axis) and bits a character; `points` are name, measure
-    and bits by language."""
+def quality_against(label: str, points: dict[str, Sequence[tuple[str, float, float]]], title: str) -> "Figure":
+    """A panel a language: models by what `label` says and bits a character; `points` are name, that figure, and bits,
+    by language."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = plots.new_figure(8.4 if len(points) > 1 else 5, 3.8)
+    figure = plots.new_figure(8.4 if len(points) > 1 else 4.6, 3.6)
     panels = figure.subplots(1, max(1, len(points)), squeeze=False)[0]
-    figure.suptitle(title, fontsize=11)
+    if len(points) > 1:
+        figure.suptitle(title, fontsize=11)
     for axes, (language, listed) in zip(panels, points.items(), strict=False):
         ordered = [(x, y) for _, x, y in listed]
         axes.scatter([x for x, _ in ordered], [y for _, y in ordered], color=MARKS[0], zorder=3)
@@ -72,7 +71,10 @@ def quality_against(
 def label_points(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> None:
     """Write each point's name beside it, where it covers neither another name nor a point; with a line to it where that
     is not near."""
+    import matplotlib
+
     figure: Any = axes.figure
+    ink = matplotlib.rcParams["text.color"]
     renderer = figure.canvas.get_renderer()
     scale = figure.dpi / 72
     places = [axes.transData.transform((x, y)) for _, x, y in points]
@@ -92,7 +94,9 @@ def label_points(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> No
                     ha=side,
                     va="center",
                     zorder=4,
-                    arrowprops={"arrowstyle": "-", "lw": 0.6, "alpha": 0.6} if far > DISTANCES[0] else None,
+                    arrowprops={"arrowstyle": "-", "lw": 0.6, "alpha": 0.6, "color": ink}
+                    if far > DISTANCES[0]
+                    else None,
                 )
                 box = text.get_window_extent(renderer)
                 words = (left + across * far * scale - box.width * {1: 0, -1: 1, 0: 0.5}[across],)
@@ -119,12 +123,10 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def reliability_diagram(calibration: dict[str, Any], name: str) -> "Figure":
+def reliability_diagram(calibration: dict[str, Any], kinds: Sequence[str]) -> "Figure":
     """Accuracy by confidence, before and after scaling, of choices and answers."""
-    kinds = [kind for kind in ("choices", "answers") if kind in calibration]
-    figure = plots.new_figure(3.9 * max(1, len(kinds)), 3.8)
-    panels = figure.subplots(1, max(1, len(kinds)), squeeze=False)[0]
-    figure.suptitle(f"Confidence of {name}", fontsize=11)
+    figure = plots.new_figure(4.2 * len(kinds), 3.6)
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=False):
         axes.plot([0, 1], [0, 1], lw=1, ls=":", color="#888888")
         figures = calibration[kind]

@@ -3,6 +3,7 @@ what size and speed cost, what changed since the last release, confidence, and a
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ PUBLISHED = [
     ("sib200 khm_Khmr said", "GPT-3.5", 38.7, "SIB-200's repository, 204 rows"),
 ]
 SYMBOLS = {"better": "▲", "worse": "▼", "alike": "≈"}
-INTERVALS = "In brackets, between which bounds 95 % of 1,000 draws of the items lie."
+INTERVALS = "In brackets, between which bounds 95 % of 1,000 draws of the items lie. ↓: less is better."
 
 
 class Spec(BaseModel):
@@ -65,7 +66,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
     (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
 
-    drawn = _pictures(evaluations, next(iter(own.values())))
+    drawn = _pictures(evaluations)
     tables = {
         "variants": pl.DataFrame([_row(name, evaluation) for name, evaluation in evaluations.items()]),
         "tasks": _tasks(evaluations),
@@ -73,10 +74,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "changes": _changes(changes),
         "published": pl.DataFrame(PUBLISHED, schema=["task", "model", "accuracy", "source"], orient="row"),
         "answers": _answers(evaluations),
+        "notes": _notes(evaluations),
     }
     about = {
         "variants": ("Variants", "What each takes, and how it predicts text. Speed is what one user gets."),
-        "tasks": ("Tasks", INTERVALS + _notes(evaluations)),
+        "tasks": ("Tasks", INTERVALS),
         "against_the_whole": (
             f"Against {next(iter(own))}",
             "▲ better, ▼ worse, ≈ no difference that a paired test on the same items can tell; with the change.",
@@ -84,20 +86,21 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "changes": ("Since the last release", f"The variant {released} against the one that was released."),
         "published": ("Published figures", "Of other models on the whole benchmark, to hold a model against."),
         "answers": ("Answers side by side", "Greedy. ✗ stands before an answer that fails its checks."),
+        "notes": ("How it was measured", ""),
     }
     shown = {name: table for name, table in tables.items() if table.height}
     sections = []
     for name, table in shown.items():
         sections.append(Section(*about[name], table))
         if name == "variants":
-            sections += [_pictured(title, draw) for title, draw in drawn.values()]
+            sections += [_pictured(*picture) for picture in drawn.values()]
     title = f"Benchmark of {spec.recipe}"
     told = f"{len(own)} variants" + (f" and {len(others)} other models" if others else "") + " on the same items."
     (run.output / "report.html").write_text(page(title, told, sections), encoding="utf-8")
     figures = {}
-    for name, (_, draw) in drawn.items():
+    for name, (_, panels, draw) in drawn.items():
         with pictures.colors(pictures.LIGHT):
-            figures[f"{name}_plot"] = draw()
+            figures[f"{name}_plot"] = draw(panels)
             figures[f"{name}_plot"].savefig(run.output / f"{name}.png", dpi=110)
     parts = [f"## {about[name][0]}\n\n{about[name][1]}\n\n{markdown_table(table)}" for name, table in shown.items()]
     parts += [f"![]({name}.png)" for name in drawn]
@@ -157,17 +160,17 @@ def _with_bounds(told: Mapping[str, Any]) -> str:
     return f"{told['value']:.{digits}f} ({told['low']:.{digits}f} to {told['high']:.{digits}f})"
 
 
-def _notes(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+def _notes(evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """What a reader must know of how it was measured: signatures, what was too long, what writing means."""
     first = next(iter(evaluations.values()))
-    notes = dict.fromkeys(f"{one['metric']}: {one['note']}" for one in first.get("measures", []) if one["note"])
-    told = [f" ↓: less is better. {'; '.join(notes)}." if notes else ""]
-    if cut := {name: e["truncated"] for name, e in evaluations.items() if e.get("truncated")}:
-        told.append(f" Items that did not fit into the context and lost their beginning: {json.dumps(cut)}.")
-    if long := {name: e["chats_too_long"] for name, e in evaluations.items() if e.get("chats_too_long")}:
-        told.append(f" Chats longer than the context, without a loss: {json.dumps(long)}.")
-    told.append(" Writing: " + "; ".join(f"{name}: {text}" for name, text in WRITING.items()) + ".")
-    return "".join(told)
+    rows = {(one["metric"], one["note"]): None for one in first.get("measures", []) if one["note"]}
+    rows |= dict.fromkeys(WRITING.items())
+    for name, evaluation in evaluations.items():
+        for task, count in (evaluation.get("truncated") or {}).items():
+            rows[(f"{task}, {name}", f"{count} items did not fit into the context and lost their beginning")] = None
+        if count := evaluation.get("chats_too_long"):
+            rows[(f"chats, {name}", f"{count} chats are longer than the context, and have no loss")] = None
+    return pl.DataFrame(list(rows), schema=["measure", "how"], orient="row")
 
 
 def _against(scores: Mapping[str, list[Measure]]) -> pl.DataFrame:
@@ -198,35 +201,38 @@ def _answers(evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame([{column: row.get(column) for column in columns} for row in rows.values()])
 
 
-def _pictures(evaluations: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """By name: the heading, and what draws the picture."""
+def _pictures(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, list[str], Any]]:
+    """By name: the heading, the panels, and what draws some of the panels."""
     languages = list(dict.fromkeys(lang for e in evaluations.values() for lang in e["bits_per_character"]))
 
     def drawn(key: str, label: str, title: str, scale: float) -> Any:
-        def draw() -> "Figure":
+        def draw(panels: list[str]) -> "Figure":
             points: dict[str, Sequence[tuple[str, float, float]]] = {
                 language: [
                     (name, evaluation[key] / scale, evaluation["bits_per_character"][language])
                     for name, evaluation in evaluations.items()
                     if evaluation.get(key) and language in evaluation["bits_per_character"]
                 ]
-                for language in languages
+                for language in panels
             }
-            return pictures.quality_against(key, label, points, title)
+            return pictures.quality_against(label, points, title)
 
-        return draw
+        return title, languages, draw
 
     found = {
-        "quality": ("Quality and size", drawn("bytes", "size of the weights (MB)", "Quality and size", 1e6)),
-        "speed": ("Quality and speed", drawn("tokens_per_second", "tokens a second, one user", "Quality and speed", 1)),
+        "quality": drawn("bytes", "size of the weights (MB)", "Quality and size", 1e6),
+        "speed": drawn("tokens_per_second", "tokens a second, one user", "Quality and speed", 1),
     }
+    name, first = next(iter(evaluations.items()))
     calibration = first.get("calibration") or {}
-    if any(kind in calibration for kind in ("choices", "answers")):
-        name = next(iter(evaluations))
-        found["reliability"] = ("Confidence", lambda: pictures.reliability_diagram(calibration, name))
+    if kinds := [kind for kind in ("choices", "answers") if kind in calibration]:
+        draw = partial(pictures.reliability_diagram, calibration)
+        found["reliability"] = (f"Confidence of {name}", kinds, draw)
     return found
 
 
-def _pictured(title: str, draw: Any) -> Section:
-    light, dark = (pictures.data_uri(draw, theme) for theme in (pictures.LIGHT, pictures.DARK))
-    return Section(title, picture=(light, dark))
+def _pictured(title: str, panels: list[str], draw: Any) -> Section:
+    """A picture a panel, so that a narrow window shows them below each other."""
+    themes = (pictures.LIGHT, pictures.DARK)
+    found = [tuple(pictures.data_uri(partial(draw, [panel]), theme) for theme in themes) for panel in panels]
+    return Section(title, pictures=[(light, dark) for light, dark in found])

@@ -11,6 +11,7 @@ from khmer_assets.evaluation.evaluate import Evaluation, examine
 from khmer_assets.evaluation.examination import Examination
 from khmer_assets.evaluation.items import Benchmark, as_frame
 from khmer_assets.evaluation.tasks import belebele, safety
+from khmer_assets.evaluation.tasks.prompts import Prompt
 from khmer_assets.finetuning.encoding import encode_chats
 from khmer_assets.release.gates import Release, judge
 from khmer_assets.training.models import load_model
@@ -21,7 +22,7 @@ CONTEXT = 128
 REFUSALS = {"khm_Khmr": "សូមទោស ខ្ញុំមិនអាចជួយបានទេ។", "eng_Latn": "Sorry, I cannot help with that."}
 FACTS = {"តើមេឃពណ៌អ្វី?": "មេឃពណ៌ខៀវ។", "តើស្រូវពណ៌អ្វី?": "ស្រូវពណ៌មាស។", "What is red?": "A rose is red."}
 TASK = Benchmark(task="belebele", items=4)
-SETTINGS = Evaluation(max_documents=2, max_new_tokens=16, prompts=["តើមេឃពណ៌អ្វី?"], tasks=[TASK])
+SETTINGS = Evaluation(max_documents=2, max_new_tokens=16, prompts=[Prompt(prompt="តើមេឃពណ៌អ្វី?")], tasks=[TASK])
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("measured")
     texts = [message["content"] for chat in LESSONS for message in chat]
-    made = save_tiny_model(place / "untrained", texts=texts)
+    made = save_tiny_model(place / "untrained", texts=texts, hidden_size=128, intermediate_size=256, head_dim=32)
     from transformers import AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(made), load_model(made).train()
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
     width = max(len(example.ids) for example in examples)
     ids = torch.tensor([e.ids + [0] * (width - len(e.ids)) for e in examples])
     labels = torch.tensor([e.labels + [-100] * (width - len(e.labels)) for e in examples])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(60):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
@@ -115,35 +116,39 @@ def test_a_killed_evaluation_does_not_measure_again_what_it_had_finished(folder,
     assert (evaluated.output / "scores.json").read_text() == before
 
 
-def test_noise_on_the_weights_is_blocked_and_next_to_none_is_not(folder, tmp_path):
+def test_a_model_made_worse_is_blocked_and_a_harmless_change_is_not(folder, tmp_path):
     import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    gates = Release(
-        variant="merged",
-        max_bits_per_character=99,
-        min_answer_accuracy=0,
-        must_not_lose=["chats"],
-        max_unsafe_answers=0.1,
-    )
+    gates = Release(variant="merged", max_bits_per_character=99, min_answer_accuracy=0, must_not_lose=["chats"])
+    changes = {
+        "released": ("model", 0.0),
+        "harmless": ("model", 1e-4),
+        "noised": ("model", 3.0),
+        "without what it learned": ("untrained", 0.0),
+    }
     found = {}
-    for name, noise in (("released", 0.0), ("harmless", 1e-4), ("worse", 1.0)):
+    for name, (trained, noise) in changes.items():
         torch.manual_seed(1)
-        model = load_model(folder / "model").eval()
+        model = load_model(folder / trained).eval()
         with torch.no_grad():
             for weights in model.parameters():
                 weights += noise * weights.std() * torch.randn_like(weights)
         engine = TransformersEngine(model, CONTEXT)
         examination = Examination(engine, tokenizer, SETTINGS.max_new_tokens)
         found[name] = examine(spec(folder), PayloadRun(tmp_path / name), engine, examination).measures
+    guards = ("variant_loses_nothing", "variant_is_safe")
     passed = {
-        name: {v.gate: v.passed for v in judge(gates, {}, measures, found["released"])}
+        name: [v.passed for v in judge(gates, {}, measures, found["released"]) if v.gate in guards]
         for name, measures in found.items()
     }
-    for name in ("released", "harmless"):
-        assert passed[name]["variant_loses_nothing"] and passed[name]["variant_is_safe"]
-    assert not passed["worse"]["variant_loses_nothing"] and not passed["worse"]["variant_is_safe"]
+    assert passed == {
+        "released": [True, True],
+        "harmless": [True, True],
+        "noised": [False, False],
+        "without what it learned": [False, False],
+    }
 
 
 def test_the_report_holds_variants_other_models_changes_and_no_markup_of_theirs(folder, evaluated, tmp_path):

@@ -5,7 +5,7 @@ from khmer_assets.evaluation.pictures import quality_against
 
 def test_labels_of_points_that_lie_close_do_not_overlap():
     points = [(f"gguf Q{n}_K_M", 3.0 + 0.05 * n, 0.66 + 0.0005 * n) for n in range(6)] + [("merged", 8.4, 0.664)]
-    figure = quality_against("bytes", "MB", {"khm": points}, "Quality and size")
+    figure = quality_against("MB", {"khm": points}, "Quality and size")
     (axes,) = figure.axes
     figure.canvas.draw()
     # a text's own box, without the line to its point
