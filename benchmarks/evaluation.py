@@ -67,7 +67,8 @@ def compare(model: Path, tasks: Sequence[Benchmark], rounds: int = 1) -> tuple[d
         context = min(CONTEXT, loaded.config.max_position_embeddings)
         engine = TransformersEngine(loaded, context)
         examination = Examination(engine, tokenizer, NEW_TOKENS, stops_of(loaded, tokenizer))
-        rows, seconds, equal, picks, difference = [], [0.0, 0.0], 0, 0, 0.0
+        rows: list[dict[str, Any]] = []
+        seconds, equal, picks, difference = [0.0, 0.0], 0, 0, 0.0
         for task in tasks:
             items: list[Item] = READERS[task.task](task)
             times = [[0.0], [0.0]]
@@ -81,7 +82,7 @@ def compare(model: Path, tasks: Sequence[Benchmark], rounds: int = 1) -> tuple[d
             spent = [sum(own) / rounds for own in times]
             seconds = [total + own for total, own in zip(seconds, spent, strict=True)]
             if items[0].choices:
-                alike = sum(int(a == b) for a, b in zip(ours, theirs, strict=True))
+                alike = sum(bool(a == b) for a, b in zip(ours, theirs, strict=True))
                 equal, picks, told = equal + alike, picks + len(items), f"{alike}/{len(items)}"
             else:
                 scores = [_chrf(answers, items) for answers in (ours, theirs)]

@@ -39,6 +39,7 @@ def calibrate(choices: Sequence[Record], answers: Sequence[Record]) -> dict[str,
     import numpy as np
 
     found: dict[str, Any] = {}
+    choices, answers = ([r for r in records if np.isfinite(r.scores).all()] for records in (choices, answers))
     pooled: list[NDArray[np.float64]] = []
     for kind, records in (("choices", choices), ("answers", answers)):
         if len(records) < FEWEST:

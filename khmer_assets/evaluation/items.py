@@ -190,7 +190,10 @@ def rows_of(file: Path) -> Iterator[dict[str, Any]]:
         yield from pl.scan_parquet(file).collect().iter_rows(named=True)
     elif file.suffix == ".tsv":
         lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        try:
+            yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        except csv.Error as error:
+            raise SourceError(f"{file} is no table of tab-separated values: {error}") from None
     else:
         for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
             if line.strip():

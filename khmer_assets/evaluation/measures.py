@@ -95,7 +95,9 @@ class Difference:
 
     @property
     def verdict(self) -> Literal["better", "worse", "alike"]:
-        """Two models differ when the interval of their difference does not hold 0."""
+        """Two models differ when the interval of their difference does not hold 0. What is no number is worse."""
+        if self.change != self.change:
+            return "worse"
         if self.low <= 0 <= self.high:
             return "alike"
         return "better" if (self.change > 0) == self.higher_is_better else "worse"

@@ -60,6 +60,10 @@ def test_too_few_records_are_left_out():
     assert calibrate(choices(FEWEST - 1, 1), []) == {}
 
 
+def test_records_of_a_broken_model_are_left_out():
+    assert calibrate([Record([float("nan")] * 4, 0)] * 50, []) == {}
+
+
 def test_all_right_and_all_wrong_do_no_harm():
     for right in (0, -1):
         figures = calibrate([], [Record([-0.1 * n], right) for n in range(40)])["answers"]

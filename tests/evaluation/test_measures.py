@@ -69,6 +69,11 @@ def test_two_models_differ_only_when_a_paired_test_says_so():
     assert difference(mean_of("t", "loss", scores, **lower), mean_of("t", "loss", worse, **lower)).verdict == "better"
 
 
+def test_a_model_whose_figures_are_no_numbers_is_worse():
+    broken = mean_of("belebele", "accuracy", {str(n): float("nan") for n in range(10)}, higher_is_better=False)
+    assert difference(scored(5, 5), broken).verdict == "worse"
+
+
 def test_only_items_that_both_were_asked_are_compared():
     first, second = scored(5, 5), mean_of("belebele", "accuracy", {"3": 0.0, "4": 0.0, "new": 1.0}, scale=100)
     found = difference(first, second)
