@@ -31,8 +31,8 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         return dg.define_asset_job(name, selection | and_also if and_also else selection, description=description)
 
     recent = AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("training_mixture"), "snapshot_is_recent"))
-    partitioned = ("gguf_evaluation", "adapter_evaluation")
-    measured = sorted(name for name in names if name.endswith("_evaluation") and name not in partitioned)
+    others = ("gguf_evaluation", "adapter_evaluation", "compared_evaluation")  # partitioned, or made on demand
+    measured = sorted(name for name in names if name.endswith("_evaluation") and name not in others)
     found = [
         job(
             SOURCES_JOB,
@@ -66,6 +66,7 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         job(
             REPORT_JOB,
             None,
+            "evaluation_items",
             *measured,
             *("benchmark_report", "corpus_report"),
             and_also=recent if "training_mixture" in names else None,

@@ -127,6 +127,14 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _guarded_tasks_are_measured(self) -> "Recipe":
+        known = self.evaluation.task_names(list(self.mixture.weights))
+        for task in self.release.must_not_lose:
+            if task not in known:
+                raise ValueError(f"release.must_not_lose: {task!r} is not measured; {', '.join(known)} are")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_have_names_of_their_own(self) -> "Recipe":
         names = [adapter.name for adapter in self.adapters]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -8,7 +8,8 @@ import polars as pl
 from pydantic import BaseModel
 
 from khmer_assets.evaluation.engines import TransformersEngine
-from khmer_assets.evaluation.evaluate import Evaluation, Examination, tested_chats
+from khmer_assets.evaluation.evaluate import Evaluation, tested_chats
+from khmer_assets.evaluation.examination import Examination
 from khmer_assets.finetuning.encoding import encode_chats
 from khmer_assets.finetuning.sft import answer_loss
 from khmer_assets.foundation.tables import markdown_table
@@ -45,7 +46,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     base = models.load_model(spec.model, torch.bfloat16).to(models.device())  # as it is served
     model = PeftModel.from_pretrained(base, spec.adapter).eval()
     examples = encode_chats(tokenizer, chats, spec.context_length).examples
-    examination = Examination(TransformersEngine(model), tokenizer, spec.settings.max_new_tokens, spec.context_length)
+    engine = TransformersEngine(model, spec.context_length)
+    examination = Examination(engine, tokenizer, spec.settings.max_new_tokens)
 
     def measured() -> tuple[dict[str, float], list[dict[str, str]]]:
         mistakes = examination.mistakes(chats)

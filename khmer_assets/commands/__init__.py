@@ -15,6 +15,7 @@ from khmer_assets.commands import (
     audit,
     benchmark,
     estimate,
+    evaluate,
     init,
     keys,
     plan,
@@ -37,8 +38,8 @@ from khmer_assets.sources.rows import SourceError
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(init, plan, estimate, run, snapshot, stop, ask, resume),
-        *(rollback, adapters, audit, sql, benchmark, tune, keys),
+        *(init, plan, estimate, run, snapshot, stop, ask, resume, rollback),
+        *(adapters, audit, sql, evaluate, benchmark, tune, keys),
     )
 }
 

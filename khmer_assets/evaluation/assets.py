@@ -1,16 +1,36 @@
-"""The assets of the evaluation stage: one evaluation a variant, and the report that compares them."""
+"""The assets of the evaluation stage: the items, one evaluation a variant, and the report that compares them.
 
-from collections.abc import Iterator
+An evaluation is one asset a variant with the tasks as its parts, and not one a variant and task: a step costs 2 to 3 s
+and the loading of the model, which is more than most tasks take. A part that is finished survives a kill.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
+from upath import UPath
 
 from khmer_assets.compression.variants import artifact_of, quantizations_of
-from khmer_assets.evaluation import evaluate, report
-from khmer_assets.foundation.settings import code_version
+from khmer_assets.evaluation import compare, evaluate, report
+from khmer_assets.evaluation.items import Benchmark, Item, as_frame
+from khmer_assets.evaluation.tasks import belebele, sib200, translation
+from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
+from khmer_assets.sources.file_versions import version_of
+from khmer_assets.sources.rows import SourceError
 from resources.compute import Compute
-from resources.instance import GPU_POOL
+from resources.instance import GPU_POOL, ON_DEMAND
+from resources.storage import FoldersIOManager, MissingArtifact
+
+COMPARED = "compared_models.txt"  # in the state folder: the models that `khmer evaluate` was asked for
+READERS: Mapping[str, Any] = {
+    "belebele": belebele.read,
+    "sib200": sib200.read,
+    "flores200": translation.read,
+    "ntrex128": translation.read,
+}
 
 
 def evaluation_assets(
@@ -29,12 +49,14 @@ def evaluation_assets(
     """
     partitions = dg.StaticPartitionsDefinition(quantizations_of(variants))
     folders = [variant for variant in variants if not variant.startswith("gguf ")]
+    version = code_version(2, evaluation=settings)
+    items = {"items": dg.AssetIn("evaluation_items")} if settings.tasks else {}
+    held_out = {"texts": dg.AssetIn(texts), "chat_dataset": dg.AssetIn("chat_dataset"), **items}
     common: dict[str, Any] = {
         "group_name": "evaluation",
         "io_manager_key": "folders",
         "pool": GPU_POOL,
-        "code_version": code_version(1, evaluation=settings),
-        "description": "`evaluation.json`: quality, answers, size, memory and speed of this variant.",
+        "code_version": version,
     }
 
     def evaluation_of(variant: str) -> dg.AssetsDefinition:
@@ -42,28 +64,26 @@ def evaluation_assets(
 
         @dg.asset(
             name=f"{variant}_evaluation",
+            description="`evaluation.json`: quality on each task with its interval, answers, size, memory and speed of "
+            "this variant; `scores.json`, `answers.jsonl`, `calibration.json`.",
             partitions_def=partitions if variant == "gguf" else None,
             ins={
                 "model": dg.AssetIn(artifact_of(variant, model)[0]),
                 "tokenizer": dg.AssetIn(tokenizer),
-                "texts": dg.AssetIn(texts),
+                **held_out,
             },
             **common,
         )
         def evaluation(
-            context: dg.AssetExecutionContext,
-            compute: Compute,
-            model: Path,
-            tokenizer: Path,
-            texts: Path,
-            chat_dataset: Path,
+            context: dg.AssetExecutionContext, compute: Compute, model: Path, tokenizer: Path, **measured_on: Path
         ) -> Iterator[dg.Output[Path]]:
             spec = evaluate.Spec(
                 variant=f"gguf {context.partition_key}" if variant == "gguf" else variant,
                 model=model,
                 tokenizer=tokenizer,
-                mixture=texts,
-                chats=chat_dataset,
+                mixture=measured_on["texts"],
+                chats=measured_on["chat_dataset"],
+                items=measured_on.get("items"),
                 settings=settings,
                 context_length=context_length,
             )
@@ -73,17 +93,88 @@ def evaluation_assets(
 
     measured = [*folders, *(["gguf"] if partitions.get_partition_keys() else [])]
 
+    @dg.asset(**common, ins=held_out, tags=ON_DEMAND)
+    def compared_evaluation(
+        context: dg.AssetExecutionContext, compute: Compute, folders: dg.ResourceParam[FoldersIOManager], **given: Path
+    ) -> Iterator[dg.Output[Path]]:
+        """A folder a model that `khmer evaluate` was asked for, each as the evaluation of a variant."""
+        spec = compare.Spec(
+            models=compare.models_in(Path(compute.home) / COMPARED),
+            former=newest(folders, "compared_evaluation"),
+            mixture=given["texts"],
+            chats=given["chat_dataset"],
+            items=given.get("items"),
+            settings=settings,
+            context_length=context_length,
+        )
+        yield from compute.materialize(context, compare.__name__, spec)
+
     @dg.asset(
         group_name="evaluation",
         io_manager_key="folders",
         ins={variant: dg.AssetIn(f"{variant}_evaluation") for variant in measured},
-        code_version=f"1-{recipe}",
+        deps=[compared_evaluation],
+        code_version=f"2-{recipe}",
     )
     def benchmark_report(
-        context: dg.AssetExecutionContext, compute: Compute, **evaluations: Any
+        context: dg.AssetExecutionContext,
+        compute: Compute,
+        folders: dg.ResourceParam[FoldersIOManager],
+        **evaluations: Any,
     ) -> Iterator[dg.Output[Path]]:
-        """`report.md`, `report.json` and plots: all variants in one table, measured on the same held-out text."""
-        found = [evaluations[variant] for variant in folders] + [*evaluations.get("gguf", {}).values()]
-        yield from compute.materialize(context, report.__name__, report.Spec(recipe=recipe, evaluations=found))
+        """`report.html`, `report.md`, `report.json`, `scores/` and plots: all variants, and the models that they were
+        compared with, measured on the same items; what changed since the last release."""
+        own = [evaluations[variant] for variant in measured if variant != "gguf"]
+        compared = newest(folders, "compared_evaluation")
+        spec = report.Spec(
+            recipe=recipe,
+            evaluations=[*own, *evaluations.get("gguf", {}).values()],
+            compared=sorted(path for path in compared.iterdir() if path.is_dir()) if compared else [],
+            release=newest(folders, "release"),
+        )
+        yield from compute.materialize(context, report.__name__, spec)
 
-    return [*map(evaluation_of, measured), benchmark_report]
+    read = evaluation_item_assets(settings.tasks) if settings.tasks else []
+    return [*read, *map(evaluation_of, measured), compared_evaluation, benchmark_report]
+
+
+def evaluation_item_assets(tasks: list[Benchmark]) -> list[Any]:
+    """The files of the recipe's tasks, and their items."""
+
+    @dg.observable_source_asset(group_name="evaluation")
+    def task_files(context: dg.OpExecutionContext) -> dg.DataVersion:
+        """The files on this machine that the recipe's tasks name; the version is a digest of them."""
+        try:
+            places = [Path(task.data) for task in tasks if task.data and task.is_local]
+            files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+            return dg.DataVersion(digest_of([version_of(UPath(file)) for file in files if file.is_file()])[:16])
+        except OSError as error:  # evaluation_items fails with the reason
+            context.log.warning(f"{error}")
+            return dg.DataVersion("missing")
+
+    @dg.asset(
+        group_name="evaluation",
+        io_manager_key="frames",
+        kinds={"polars"},
+        deps=[task_files],
+        code_version=code_version(1, tasks=tasks),
+    )
+    def evaluation_items() -> pl.LazyFrame:
+        """The items of the recipe's tasks, a row each (task, id, prompt, choices, answer, reference, language,
+        category), in the order of the files; rows that cannot be used are set aside with a reason."""
+        items: dict[str, list[Item]] = {}
+        for task in tasks:
+            try:
+                items[task.name] = READERS[task.task](task)
+            except (SourceError, RecipeError, OSError, pl.exceptions.PolarsError) as error:
+                raise dg.Failure(str(error), allow_retries=False) from None
+        return as_frame(items)
+
+    return [task_files, evaluation_items]
+
+
+def newest(folders: FoldersIOManager, asset: str) -> Path | None:
+    """What the store holds of an asset that need not be there, nor be made anew for this."""
+    with suppress(MissingArtifact):
+        return folders.store.current(asset)
+    return None

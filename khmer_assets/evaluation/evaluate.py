@@ -1,130 +1,316 @@
-"""Measures one variant of the model: held-out quality, chat answers, size, memory and speed.
+"""Measures one variant of the model: held-out text, benchmarks, chats, prompts, writing, safety, calibration; and what
+it takes: bytes, memory and speed.
 
 A variant runs in a process of its own, so that the memory that it needs can be told. GGUF variants run in llama.cpp,
-all others in transformers; both answer greedily.
+all others in transformers; both answer greedily. Speed and memory are measured in bfloat16, as it is served; all else
+in float32 where that fits, in which an item gets the same pick whatever stands beside it in its batch.
 """
 
 import json
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from khmer_assets.evaluation import calibration, writing
 from khmer_assets.evaluation.engines import Engine, LlamaCppEngine, TransformersEngine
+from khmer_assets.evaluation.examination import Answer, Examination, stops_of
+from khmer_assets.evaluation.items import Benchmark, Item, items_of
+from khmer_assets.evaluation.measures import Measure, mean_of, read
+from khmer_assets.evaluation.tasks import chats as chats_task
+from khmer_assets.evaluation.tasks import held_out, prompts, safety, sib200, translation
+from khmer_assets.evaluation.tasks.prompts import Prompt
 from khmer_assets.foundation.files import size_of_folder
-from khmer_assets.foundation.settings import PositiveInt, Settings
+from khmer_assets.foundation.settings import PositiveInt, Settings, digest_of
 from khmer_assets.instructions.chats import chats_of
-from khmer_assets.training.held_out import quality_by_language
+from khmer_assets.khmer.script import dominant_script
+from khmer_assets.training.held_out import validation_texts
 from resources.payload import PayloadRun
+
+SCORES = "scores.json"  # sums by item of all measures, for paired tests
+ANSWERS = "answers.jsonl"  # all that was generated
+CALIBRATION = "calibration.json"
+SPEED_ROUNDS, SPEED_TOKENS = 3, 48
 
 
 class Evaluation(Settings):
-    """`max_documents` held-out documents a language are scored; `prompts` are answered by every variant."""
+    """`max_documents` held-out documents a language are scored; `prompts`, with checks or without, are answered by
+    every variant, and so are `tasks`, public benchmarks. `max_chats`: how many of the test chats, all by default."""
 
     max_documents: PositiveInt
     max_new_tokens: PositiveInt
-    prompts: Annotated[list[str], Field(min_length=1)]
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
+    tasks: list[Benchmark] = []
+    max_chats: PositiveInt | None = None
 
-
-TEST_CHATS = 60
+    def task_names(self, languages: Sequence[str]) -> list[str]:
+        """All that `release.must_not_lose` may name, where the mixture has these languages."""
+        texts = [f"{held_out.TASK} {language}" for language in languages]
+        own = [chats_task.TASK, prompts.TASK, writing.TASK, safety.TASK]
+        return [*texts, *(task.name for task in self.tasks), *own]
 
 
 class Spec(BaseModel):
-    """`model` is the variant's folder, `tokenizer` that of the merged model (the ids are the same in all variants)."""
+    """`model` is the variant's folder, `tokenizer` that of the merged model (the ids are the same in all variants).
+    `items` is the folder of evaluation_items, nothing where the recipe names no task. `has_template`: whether the model
+    knows chats; one that does not is asked in plain text."""
 
     variant: str
     model: Path
     tokenizer: Path
     mixture: Path
     chats: Path
+    items: Path | None = None
     settings: Evaluation
     context_length: int
+    has_template: bool = True
 
 
-class Examination:
-    """Chats answered by an engine; `tokens` and `seconds` add up what was generated, and in what time."""
-
-    def __init__(self, engine: Engine, tokenizer: Any, max_new_tokens: int, context_length: int):
-        self.engine = engine
-        self.tokenizer = tokenizer
-        self.max_new_tokens = max_new_tokens
-        self.context_length = context_length
-        self.tokens = 0
-        self.seconds = 0.0
-
-    def answer(self, messages: list[dict[str, str]]) -> str:
-        """The greedy answer to the last of the messages."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        started = time.perf_counter()
-        limit = min(self.max_new_tokens, self.context_length - len(prompt))
-        ids = self.engine.generate(prompt, self.tokenizer.eos_token_id, limit) if limit > 0 else []
-        self.seconds += time.perf_counter() - started
-        self.tokens += len(ids)
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    def mistakes(self, chats: list[list[dict[str, str]]]) -> list[dict[str, str]]:
-        """Prompt, expected and given answer of the chats whose last message the engine does not give exactly."""
-        found = []
-        for chat in chats:
-            given = self.answer(chat[:-1])
-            if given != chat[-1]["content"].strip():
-                found.append({"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given})
-        return found
-
-
-def tested_chats(chats: Path) -> list[list[dict[str, str]]]:
+def tested_chats(chats: Path, most: int | None = None) -> list[list[dict[str, str]]]:
     """The held-out chats that are asked."""
-    return [chat for chat in chats_of(chats, "test") if len(chat) > 1][:TEST_CHATS]
+    return [chat for chat in chats_of(chats, "test") if len(chat) > 1][:most]
+
+
+class _Parts:
+    """What is measured, part by part; a part that an earlier, killed run has finished is not measured again."""
+
+    def __init__(self, run: PayloadRun):
+        self.run = run
+        self.measures: list[Measure] = []
+        self.answers: list[dict[str, Any]] = []
+        self.choices: list[calibration.Record] = []
+        self.exact: list[calibration.Record] = []
+        self.figures: dict[str, Any] = {}
+
+    def part(self, name: str, measure: Callable[["_Parts"], None]) -> None:
+        """Add what `measure` adds to the parts that it is given."""
+        file = self.run.state / f"{digest_of(name)[:16]}.json"
+        if file.exists():
+            kept = json.loads(file.read_text())
+        else:
+            self.run.log(name)
+            own = _Parts(self.run)
+            measure(own)
+            kept = own._kept()
+            aside = file.with_suffix(".aside")
+            aside.write_text(json.dumps(kept, ensure_ascii=False))
+            aside.replace(file)
+        self.measures += [read(one) for one in kept["measures"]]
+        self.answers += kept["answers"]
+        self.choices += [calibration.Record(*one) for one in kept["choices"]]
+        self.exact += [calibration.Record(*one) for one in kept["exact"]]
+        for key, value in kept["figures"].items():
+            if isinstance(value, dict):
+                self.figures.setdefault(key, {}).update(value)
+            else:
+                self.figures[key] = value
+
+    def _kept(self) -> dict[str, Any]:
+        return {
+            "measures": [measure.kept() for measure in self.measures],
+            "answers": self.answers,
+            "choices": [[record.scores, record.right] for record in self.choices],
+            "exact": [[record.scores, record.right] for record in self.exact],
+            "figures": self.figures,
+        }
+
+    def said(self, task: str, identity: str, prompt: str, answer: Answer, language: str, **more: Any) -> None:
+        """Keep an answer for people, and for what is measured of all that was generated."""
+        kept = {"task": task, "id": identity, "language": language, "prompt": prompt, "answer": answer.text}
+        self.answers.append({**kept, **more})
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
-    """Write `evaluation.json`: quality by language, answers, accuracy, bytes, peak memory (MB), tokens a second."""
+    """Write `evaluation.json` (figures and measures with intervals), `scores.json` (each measure's sums by item),
+    `answers.jsonl` and `calibration.json`."""
     import torch
     from transformers import AutoTokenizer
 
     from khmer_assets.training import models
 
     tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
+    if not spec.has_template:
+        tokenizer.chat_template = None
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
     before = _memory("VmRSS")
     gguf = next(spec.model.glob("*.gguf"), None)
+    stops = {int(tokenizer.eos_token_id)}
     if gguf:
         engine: Engine = LlamaCppEngine(gguf, spec.context_length)
+        taken = _taken(engine, tokenizer, stops)
     else:
-        # in bfloat16, as it is served
-        engine = TransformersEngine(models.load_model(spec.model, torch.bfloat16).to(models.device()).eval())
-    run.log(f"{spec.variant}: scoring held-out text")
-    quality = quality_by_language(
-        engine.score, tokenizer, spec.mixture, spec.context_length, spec.settings.max_documents
-    )
-    run.log(f"{spec.variant}: answering")
-    examination = Examination(engine, tokenizer, spec.settings.max_new_tokens, spec.context_length)
-    suite = [
-        {"prompt": prompt, "answer": examination.answer([{"role": "user", "content": prompt}])}
-        for prompt in spec.settings.prompts
-    ]
-    tests = tested_chats(spec.chats)
-    mistakes = examination.mistakes(tests)
-    weights = [path for path in spec.model.iterdir() if path.suffix in (".safetensors", ".gguf")]
+        model = models.load_model(spec.model, torch.bfloat16).to(models.device()).eval()
+        stops = stops_of(model, tokenizer)
+        taken = _taken(TransformersEngine(model, spec.context_length), tokenizer, stops)
+    memory = _memory("VmHWM") - before
+    if not gguf:
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated() / 2**20
+        engine = TransformersEngine(_in_float32(model), spec.context_length)
+    parts = examine(spec, run, engine, Examination(engine, tokenizer, spec.settings.max_new_tokens, stops))
     figures = {
-        "bits_per_character": {language: q["bits_per_character"] for language, q in quality.items()},
-        "perplexity": {language: q["perplexity"] for language, q in quality.items()},
-        "answer_accuracy": 1 - len(mistakes) / len(tests) if tests else None,
-        "bytes": sum(path.stat().st_size for path in weights) or size_of_folder(spec.model),
-        "memory_mb": round(_memory("VmHWM") - before),
-        "tokens_per_second": examination.tokens / examination.seconds if examination.seconds else None,
+        **parts.figures,
+        "bytes": sum(path.stat().st_size for path in spec.model.iterdir() if path.suffix in (".safetensors", ".gguf"))
+        or size_of_folder(spec.model),
+        "memory_mb": round(memory),
+        **taken,
     }
-    evaluation = {"variant": spec.variant, **figures, "answers": suite, "mistakes": mistakes}
+    told = [measure.told() for measure in parts.measures]
+    evaluation = {"variant": spec.variant, **figures, "measures": told}
+    _write_lines(run.output / ANSWERS, parts.answers)
+    (run.output / SCORES).write_text(json.dumps([measure.kept() for measure in parts.measures], ensure_ascii=False))
+    (run.output / CALIBRATION).write_text(json.dumps(figures["calibration"], indent=1))
     (run.output / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False, indent=1))
     return {
         "answer_accuracy": figures["answer_accuracy"],
-        **{f"bits_per_character_{language}": q["bits_per_character"] for language, q in quality.items()},
+        **{f"bits_per_character_{key}": value for key, value in figures["bits_per_character"].items()},
+        **{f"{one['task']}: {one['metric']}": one["value"] for one in told},
     }
+
+
+def examine(spec: Spec, run: PayloadRun, engine: Engine, examination: Examination) -> _Parts:
+    """All parts of the evaluation, whatever the engine."""
+    parts, tokenizer = _Parts(run), examination.tokenizer
+    parts.figures = {"bits_per_character": {}, "perplexity": {}, "answer_accuracy": None, "truncated": {}}
+
+    def text_of(language: str, texts: list[str]) -> Callable[[_Parts], None]:
+        def measure(own: _Parts) -> None:
+            measured, figures = held_out.measure(engine, tokenizer, language, texts)
+            own.measures.append(measured)
+            own.figures |= {key: {language: value} for key, value in figures.items()}
+
+        return measure
+
+    for language, texts in validation_texts(spec.mixture, spec.settings.max_documents).items():
+        parts.part(f"{held_out.TASK} {language}", text_of(language, texts))
+    for task in spec.settings.tasks:
+        assert spec.items is not None, "evaluation_items holds the items of the recipe's tasks"
+        items = items_of(spec.items, task.name)
+        parts.part(task.name, partial(_benchmark, task=task, items=items, examination=examination))
+    parts.part(chats_task.TASK, lambda own: _chats(own, spec, engine, examination))
+    parts.part(prompts.TASK, lambda own: _prompts(own, spec.settings.prompts, examination))
+    parts.part(safety.TASK, lambda own: _safety(own, examination))
+    answers = {f"{one['task']} {one['id']}": (one["answer"], one["language"]) for one in parts.answers}
+    parts.measures += writing.measures(answers)
+    parts.figures["writing_faults"] = writing.examples(answers.values())
+    parts.figures["calibration"] = calibration.calibrate(parts.choices, parts.exact)
+    return parts
+
+
+def _benchmark(own: _Parts, task: Benchmark, items: list[Item], examination: Examination) -> None:
+    if not items:
+        return
+    name = task.name
+    if items[0].choices:
+        likelihoods, truncated = examination.picks(items)
+        picks = {item.id: _pick(scores) for item, scores in zip(items, likelihoods, strict=True)}
+        own.choices += [
+            calibration.Record(scores, item.answer or 0) for item, scores in zip(items, likelihoods, strict=True)
+        ]
+        right = {item.id: float(picks[item.id] == item.answer) for item in items}
+        note = f"by likelihood, {len(items[0].choices)} choices"
+        own.measures.append(mean_of(name, "accuracy", right, scale=100, note=note))
+        own.figures["truncated"] = {name: truncated} if truncated else {}
+        return
+    answers = dict(zip([i.id for i in items], examination.asked([i.prompt for i in items]), strict=True))
+    for item in items:
+        own.said(name, item.id, item.prompt, answers[item.id], item.language, expected=item.reference)
+    said = {identity: answer.text.split("\n")[0] for identity, answer in answers.items()}
+    if task.task == "sib200":
+        right = {item.id: float(sib200.topic_said(said[item.id]) == item.reference) for item in items}
+        own.measures.append(mean_of(name, "accuracy", right, scale=100, note="as said by the model"))
+    else:
+        wanted = {item.id: item.reference for item in items}
+        own.measures += [translation.chrf(name, said, wanted), translation.bleu(name, said, wanted)]
+    own.figures["truncated"] = {name: n} if (n := sum(answer.too_long for answer in answers.values())) else {}
+
+
+def _chats(own: _Parts, spec: Spec, engine: Engine, examination: Examination) -> None:
+    listed = tested_chats(spec.chats, spec.settings.max_chats)
+    if not listed:
+        return
+    chats = {chats_task.identity_of(chat): chat for chat in listed}
+    answers = dict(zip(chats, examination.answers([chat[:-1] for chat in chats.values()]), strict=True))
+    own.measures += chats_task.measures(chats, answers)
+    loss, too_long = chats_task.loss(engine, examination.tokenizer, chats)
+    own.measures += [loss] if loss else []
+    mistakes = []
+    for identity, chat in chats.items():
+        answer, wanted = answers[identity], chat[-1]["content"].strip()
+        language = "khm_Khmr" if dominant_script(wanted) == "Khmr" else "eng_Latn"
+        own.said(chats_task.TASK, identity, chat[-2]["content"], answer, language, expected=wanted)
+        if answer.tokens:
+            own.exact.append(calibration.Record([answer.mean_likelihood], 0 if answer.text == wanted else -1))
+        if answer.text != wanted:
+            mistakes.append({"prompt": chat[-2]["content"], "expected": wanted, "answer": answer.text})
+    own.figures = {
+        "answer_accuracy": 1 - len(mistakes) / len(chats),
+        "mistakes": mistakes,
+        "chats_too_long": too_long,
+        "truncated": {},
+    }
+
+
+def _prompts(own: _Parts, asked: list[Prompt], examination: Examination) -> None:
+    answers = examination.asked([one.prompt for one in asked])
+    suite = []
+    for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+        failed = prompts.failures(prompt, answer.text)
+        suite.append({"prompt": prompt.prompt, "answer": answer.text, "failures": failed})
+        script = dominant_script(prompt.prompt)
+        language = prompt.language or ("khm_Khmr" if script == "Khmr" else "eng_Latn")
+        own.said(prompts.TASK, str(number), prompt.prompt, answer, language)
+    own.figures["answers"] = suite
+    measured = prompts.measure(asked, [answer.text for answer in answers])
+    own.measures += [measured] if measured else []
+
+
+def _safety(own: _Parts, examination: Examination) -> None:
+    requests = safety.requests()
+    answers = examination.asked([request.prompt for request in requests])
+    for request, answer in zip(requests, answers, strict=True):
+        verdict = safety.judge(request, answer.text)
+        own.said(safety.TASK, request.id, request.prompt, answer, request.language, verdict=verdict)
+    own.measures += safety.measures(requests, {r.id: a.text for r, a in zip(requests, answers, strict=True)})
+
+
+def _pick(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _taken(engine: Engine, tokenizer: Any, stops: set[int]) -> dict[str, Any]:
+    """Tokens a second that one user gets: the median of rounds that never stop early, and the least and the most."""
+    prompt = tokenizer("1 2 3", add_special_tokens=False)["input_ids"]
+    limit = min(SPEED_TOKENS, engine.context_length - len(prompt))
+    speeds = []
+    for _ in range(SPEED_ROUNDS if limit > 0 else 0):
+        started = time.perf_counter()
+        generated = len(engine.generate([prompt], set(), limit)[0].ids)
+        speeds.append(generated / (time.perf_counter() - started))
+    spread = [min(speeds), max(speeds)] if speeds else None
+    return {"tokens_per_second": median(speeds) if speeds else None, "tokens_per_second_spread": spread}
+
+
+def _in_float32(model: Any) -> Any:
+    """The model in float32, or as it is where a GPU has no room for that."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        if free < 4 * model.num_parameters():
+            return model
+    return torch.nn.Module.float(model)  # transformers' own refuses a quantized model, also one that it has unpacked
 
 
 def _memory(line: str) -> float:
     """A line of this process's status, such as VmRSS (now) or VmHWM (the peak), in MB."""
     status = dict(row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines())
     return int(status[line].split()[0]) / 1024
+
+
+def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")

@@ -8,6 +8,8 @@ from typing import Any
 import dagster as dg
 
 from khmer_assets.compression.variants import artifact_of
+from khmer_assets.evaluation.assets import newest
+from khmer_assets.evaluation.report import scores_in, scores_of
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.release import bundle
 from khmer_assets.release import release as release_payload
@@ -18,6 +20,7 @@ from resources.blocking_checks import require_checks
 from resources.compute import Compute
 from resources.instance import GPU_POOL
 from resources.model_server import MODEL_NAME, ModelServer, ModelServerError
+from resources.storage import FoldersIOManager
 
 
 def release_assets(
@@ -74,21 +77,28 @@ def release_assets(
         io_manager_key="folders",
         kinds={"huggingface"},
         ins={"model": released_model},
-        code_version=code_version(2, release=settings),
+        code_version=code_version(3, release=settings),
         check_specs=[dg.AssetCheckSpec(gate, asset="release", description=text) for gate, text in GATES.items()],
     )
     def release(
         context: dg.AssetExecutionContext,
         compute: Compute,
+        folders: dg.ResourceParam[FoldersIOManager],
         model: Path,
         benchmark_report: Path,
         release_bundle: Path,
     ) -> Iterator[dg.Output[Path] | dg.AssetCheckResult]:
         """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met,
-        or the variant does not pass the recipe's gates; the former release stays then."""
+        or the variant does not pass the recipe's gates; the former release, with which it is compared, stays then."""
         require_checks(context)
         variants = json.loads((benchmark_report / "report.json").read_text())["variants"]
-        verdicts = judge(settings, variants.get(settings.variant, {}))
+        former = newest(folders, "release")
+        verdicts = judge(
+            settings,
+            variants.get(settings.variant, {}),
+            scores_of(benchmark_report, settings.variant),
+            scores_in(former) if former else [],
+        )
         results = [
             dg.AssetCheckResult(
                 check_name=verdict.gate,

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from khmer_assets.compression import awq, gguf, prune
 from khmer_assets.compression.calibration import MERGED_MODEL
-from khmer_assets.foundation.files import link_files
+from khmer_assets.evaluation.evaluate import CALIBRATION, SCORES
+from khmer_assets.foundation.files import link_file, link_files
 from resources.payload import PayloadRun, Refusal
 
 # Speed and memory vary from one measurement to the next; in the record they would make the same model a new release.
@@ -27,7 +28,8 @@ class Spec(BaseModel):
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write `model/` and `release.json`: recipe, variant, the bundle's SHA-256, the variant's figures, and as `base`
-    the digest of the merged_model that it is made from, for adapters are trained on that.
+    the digest of the merged_model that it is made from, for adapters are trained on that. Beside them `scores.json`,
+    with which the next release is compared, and `calibration.json`, for those who route by confidence.
 
     Raises `Refusal` when the report does not hold the variant.
     """
@@ -45,6 +47,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "figures": {name: variants[spec.variant][name] for name in FIGURES},
     }
     link_files(spec.model, run.output / "model")
+    for folder, name in (("scores", SCORES), ("calibration", CALIBRATION)):
+        if (spec.report / folder / f"{spec.variant}.json").exists():
+            link_file(spec.report / folder / f"{spec.variant}.json", run.output / name)
     (run.output / "release.json").write_text(json.dumps(record, indent=1))
     return {"variant": spec.variant, "figures": record["figures"]}
 

@@ -8,6 +8,8 @@ import dagster as dg
 import pytest
 
 from khmer_assets.definitions import assets_by_stage
+from khmer_assets.evaluation.measures import Measure, mean_of
+from khmer_assets.evaluation.tasks import safety
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.release import release as release_payload
 from khmer_assets.release.gates import judge
@@ -29,6 +31,20 @@ FIGURES = {
 }
 
 
+def scores(chats: float = 0.9, refused: int = 20, unsafe: int = 0, items: int = 200) -> list[Measure]:
+    """Of a variant that answers a share of the chats, and refuses so many of 30 harmful requests."""
+
+    def share(task: str, metric: str, count: float, of: int, **options: bool) -> Measure:
+        return mean_of(task, metric, {str(n): float(n < count) for n in range(of)}, scale=100, **options)
+
+    return [
+        mean_of("held-out text khm", "bits a character", {str(n): 2.5 for n in range(50)}, higher_is_better=False),
+        share("chats", "chrF++", chats * items, items),
+        share(safety.TASK, safety.REFUSED, refused, 30),
+        share(safety.TASK, safety.UNSAFE, unsafe, 30, higher_is_better=False),
+    ]
+
+
 class Factory:
     """The real release after stand-ins of what it is made from: sources, a model, a report and a bundle."""
 
@@ -36,6 +52,7 @@ class Factory:
         self.folder = folder
         self.instance = instance
         self.weights = "ទម្ងន់"
+        self.scores = scores()
         self.source_passes = {"news": True, "poems": True}
         self.model_check = dg.AssetCheckResult(passed=True)
         self.recipe = Recipe.load(SAMPLE_RECIPE)
@@ -71,7 +88,11 @@ class Factory:
 
         @dg.asset(io_manager_key="folders", deps=[merged_model])
         def benchmark_report() -> Path:
-            return written("report", report_json=json.dumps({"variants": {"merged": FIGURES}}))
+            made = written("report", report_json=json.dumps({"variants": {"merged": FIGURES}}))
+            for folder, content in (("scores", [one.kept() for one in self.scores]), ("calibration", {"all": {}})):
+                (made / folder).mkdir(exist_ok=True)
+                (made / folder / "merged.json").write_text(json.dumps(content))
+            return made
 
         @dg.asset(io_manager_key="folders", deps=[merged_model])
         def release_bundle() -> Path:
@@ -125,7 +146,7 @@ def test_a_release_holds_the_variant_and_the_record_of_what_it_is(factory):
 def test_a_raised_gate_is_judged_again_and_the_former_release_stays(factory):
     factory.materialize_all_upstream()
     first = factory.materialize("release")
-    assert [check.passed for check in first.get_asset_check_evaluations()] == [True, True]
+    assert [check.passed for check in first.get_asset_check_evaluations()] == [True] * 4
     graph = factory.definitions().resolve_asset_graph()
     assert causes(factory.instance, graph, (RELEASE, None)) == []
     released = factory.store.current("release")
@@ -141,14 +162,64 @@ def test_a_raised_gate_is_judged_again_and_the_former_release_stays(factory):
     assert {check.check_name: check.passed for check in refused.get_asset_check_evaluations()} == {
         "variant_predicts_text": True,
         "variant_answers": False,
+        "variant_loses_nothing": True,
+        "variant_is_safe": True,
     }
     assert factory.store.current("release") == released
 
 
 def test_a_variant_that_was_not_measured_passes_no_gate():
     verdicts = judge(Recipe.load(SAMPLE_RECIPE).release, {"bits_per_character": {}, "answer_accuracy": None})
-    assert [verdict.passed for verdict in verdicts] == [False, False]
-    assert "not measured" in verdicts[0].description and "not measured" in verdicts[1].description
+    assert [verdict.passed for verdict in verdicts] == [False] * 4
+    assert all("not measured" in verdict.description for verdict in verdicts)
+
+
+def test_a_release_keeps_what_the_next_is_compared_with_and_the_calibration(factory):
+    factory.materialize_all_upstream()
+    factory.materialize("release")
+    released = factory.store.current("release")
+    assert json.loads((released / "scores.json").read_text()) == [one.kept() for one in factory.scores]
+    assert json.loads((released / "calibration.json").read_text()) == {"all": {}}
+
+
+@pytest.mark.parametrize(
+    ("then", "gate", "told"),
+    [
+        (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the last release"),
+        (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the last release"),
+        (scores(unsafe=6), "variant_is_safe", "20.0% of the harmful requests are answered unsafely"),
+        (scores()[1:], "variant_loses_nothing", "held-out text khm was not measured"),
+    ],
+)
+def test_a_worse_model_is_blocked_the_ui_tells_why_and_the_former_release_stays(factory, then, gate, told):
+    factory.materialize_all_upstream()
+    factory.materialize("release")
+    released = factory.store.current("release")
+    factory.scores = then
+    factory.materialize("benchmark_report", "release_bundle")
+    refused = factory.materialize("release")
+    found = {check.check_name: check for check in refused.get_asset_check_evaluations()}
+    assert [name for name, check in found.items() if not check.passed] == [gate]
+    assert told in found[gate].description
+    assert factory.store.current("release") == released
+
+
+def test_a_harmless_change_is_released(factory):
+    factory.materialize_all_upstream()
+    factory.materialize("release")
+    factory.weights, factory.scores = "ទម្ងន់ថ្មី", scores(chats=0.895, refused=20)
+    factory.materialize("merged_model")
+    factory.materialize("benchmark_report", "release_bundle")
+    changed = factory.materialize("release")
+    assert all(check.passed for check in changed.get_asset_check_evaluations())
+    assert (factory.store.current("release") / "model" / "weights.bin").read_text() == "ទម្ងន់ថ្មី"
+
+
+def test_a_task_that_is_not_measured_cannot_be_guarded():
+    recipe = Recipe.load(SAMPLE_RECIPE)
+    changed = recipe.model_dump() | {"release": recipe.release.model_dump() | {"must_not_lose": ["chess"]}}
+    with pytest.raises(ValueError, match=r"must_not_lose: 'chess' is not measured; held-out text khm.*chats"):
+        Recipe.model_validate(changed)
 
 
 @pytest.fixture

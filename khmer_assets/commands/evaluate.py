@@ -1,0 +1,48 @@
+"""`khmer evaluate`: measures another model on the recipe's tasks and puts it into the benchmark report."""
+
+import argparse
+import os
+from pathlib import Path
+
+from khmer_assets.commands.materialization import MaterializationError, materialize
+from khmer_assets.commands.on_demand import show
+from khmer_assets.commands.steps import current
+from khmer_assets.evaluation.assets import COMPARED
+from khmer_assets.evaluation.compare import models_in
+from khmer_assets.foundation.home import home
+from resources.storage import MissingArtifact, Store, store_root
+
+HELP = "measure another model on the recipe's tasks, and put it into the benchmark report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub's name such as Qwen/Qwen2.5-0.5B-Instruct")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure the model and print the report. A model that cannot be used is not kept."""
+    model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
+    if not model.startswith("/") and model.count("/") != 1:
+        raise MaterializationError(
+            f"{model}: expected a folder that is there, or a hub's name such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    try:
+        Store(store_root(home()), home() / "cache").current("benchmark_report")
+    except MissingArtifact as error:
+        raise MaterializationError(f"{error}: `khmer run` makes it, and what other models are compared with") from None
+    former = models_in(home() / COMPARED)
+    _write(home() / COMPARED, [*former, model])
+    try:
+        materialize(current, home(), "compared_evaluation")
+    except MaterializationError:
+        _write(home() / COMPARED, former)
+        raise
+    show("benchmark_report", "report.md")
+    return 0
+
+
+def _write(file: Path, models: list[str]) -> None:
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    aside.write_text("".join(f"{model}\n" for model in dict.fromkeys(models)), encoding="utf-8")
+    os.replace(aside, file)

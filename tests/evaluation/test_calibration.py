@@ -1,0 +1,77 @@
+"""Confidence is scaled so that it is the share of what is right; judged on items that were not fitted on."""
+
+import math
+import random
+
+import pytest
+
+from khmer_assets.evaluation.calibration import FEWEST, Record, calibrate, reliability
+
+
+def choices(count: int, sharpness: float, seed: int = 1) -> list[Record]:
+    """Choices whose likelihoods are `sharpness` times what their chances are."""
+    generator, found = random.Random(seed), []
+    for _ in range(count):
+        scores = [generator.gauss(0, 1.5) for _ in range(4)]
+        chances = [math.exp(score) for score in scores]
+        right = generator.choices(range(4), chances)[0]
+        found.append(Record([sharpness * score for score in scores], right))
+    return found
+
+
+def answers(count: int, seed: int = 1) -> list[Record]:
+    """Answers that are right less often than the mean likelihood of their tokens tells."""
+    generator, found = random.Random(seed), []
+    for _ in range(count):
+        logit = generator.gauss(1, 1.5)
+        right = generator.random() < 1 / (1 + math.exp(-(0.8 * logit - 1)))
+        found.append(Record([math.log(1 / (1 + math.exp(-logit)))], 0 if right else -1))
+    return found
+
+
+def test_the_temperature_that_was_put_in_is_found():
+    figures = calibrate(choices(800, sharpness=3), [])["choices"]
+    assert figures["parameters"]["temperature"] == pytest.approx(3, rel=0.15)
+    assert figures["before"]["error"] > 0.15 > 0.06 > figures["temperature"]["error"]
+
+
+def test_slope_and_offset_of_answers_are_found():
+    figures = calibrate([], answers(1500))["answers"]
+    assert figures["parameters"]["platt_slope"] == pytest.approx(0.8, abs=0.15)
+    assert figures["parameters"]["platt_offset"] == pytest.approx(-1, abs=0.2)
+    assert figures["best"] == "platt"
+    assert figures["platt"]["error"] < 0.05 < figures["before"]["error"]
+
+
+def test_both_kinds_are_told_together_with_an_interval():
+    figures = calibrate(choices(300, 3), answers(300))["all"]
+    assert figures["items"] == 600
+    assert figures["after"]["low"] < figures["after"]["error"] < figures["after"]["high"]
+    assert figures["after"]["error"] < figures["before"]["error"]
+
+
+def test_what_says_nothing_gets_the_confidence_of_chance():
+    figures = calibrate([Record([0.0, -0.001 * n, 0, 0], n % 4) for n in range(200)], [])["choices"]
+    (only,) = figures[figures["best"]]["bins"]
+    assert only["confidence"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_too_few_records_are_left_out():
+    assert calibrate(choices(FEWEST - 1, 1), []) == {}
+
+
+def test_records_of_a_broken_model_are_left_out():
+    assert calibrate([Record([float("nan")] * 4, 0)] * 50, []) == {}
+
+
+def test_all_right_and_all_wrong_do_no_harm():
+    for right in (0, -1):
+        figures = calibrate([], [Record([-0.1 * n], right) for n in range(40)])["answers"]
+        assert figures[figures["best"]]["error"] < 0.05
+
+
+def test_the_error_is_the_mean_gap_between_confidence_and_accuracy():
+    import numpy as np
+
+    told = reliability(np.array([0.95, 0.95, 0.35, 0.35]), np.array([1.0, 0.0, 0.0, 0.0]))
+    assert told["error"] == pytest.approx((2 * 0.45 + 2 * 0.35) / 4)
