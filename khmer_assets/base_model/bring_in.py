@@ -25,10 +25,7 @@ FREE_SHARE = 1.1  # of the download's bytes, that must be free
 
 
 def folder_or_name(model: Any, about: ValidationInfo) -> Any:
-<<<<<<< HEAD
     """A hub's name as it is, or a folder, relative to the recipe, as a whole path. Raises `ValueError` for others."""
-=======
->>>>>>> instructions
     if not isinstance(model, str):
         return model
     if model.startswith((".", "/", "~")):
