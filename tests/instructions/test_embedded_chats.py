@@ -1,6 +1,8 @@
 """The embedded chats."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import chain
 
 import polars as pl
 import pytest
@@ -10,6 +12,7 @@ from khmer_assets.instructions.chats import find_fault, hash_of
 from khmer_assets.instructions.embedded_chats import compose_chats, written_chats
 from khmer_assets.khmer.normalization import normalize
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
+from khmer_assets.sample import composition
 
 COUNT = 5000
 
@@ -89,3 +92,17 @@ def test_the_questions_of_the_sample_recipe_are_answered(chats):
     asked = {hash_of(messages[:1]) for messages in chats["messages"].to_list()}
     for prompt in [*recipe.evaluation.prompts, recipe.serving.question]:
         assert hash_of([{"role": "user", "content": prompt}]) in asked, prompt
+
+
+def test_sixty_questions_are_asked_in_wordings_that_nothing_is_trained_on():
+    asked = {hash_of([{"role": "user", "content": question}]) for question in every_question()}
+    prompts = Recipe.load(SAMPLE_RECIPE).evaluation.prompts
+    assert sum(hash_of([{"role": "user", "content": prompt.prompt}]) not in asked for prompt in prompts) == 60
+
+
+def every_question() -> Iterator[str]:
+    """All that a chat or a text of the sample can ask."""
+    for one in (*chain(*composition.written()), *composition.spoken_to(), *composition.unknown()):
+        yield one.question
+    for fact in composition.facts():
+        yield from (*fact.questions, *fact.framed_questions)
