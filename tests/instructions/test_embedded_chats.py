@@ -87,17 +87,14 @@ def test_a_follow_up_leans_on_the_first_question(composed):
     assert max(map(len, by_question.values())) > 1  # the same words ask different things
 
 
-def test_the_questions_of_the_sample_recipe_are_answered(chats):
+def test_sixty_questions_are_asked_in_wordings_that_nothing_is_trained_on(chats):
     recipe = Recipe.load(SAMPLE_RECIPE)
+    known = {hash_of([{"role": "user", "content": question}]) for question in every_question()}
     asked = {hash_of(messages[:1]) for messages in chats["messages"].to_list()}
-    for prompt in [*recipe.evaluation.prompts, recipe.serving.question]:
-        assert hash_of([{"role": "user", "content": prompt}]) in asked, prompt
-
-
-def test_sixty_questions_are_asked_in_wordings_that_nothing_is_trained_on():
-    asked = {hash_of([{"role": "user", "content": question}]) for question in every_question()}
-    prompts = Recipe.load(SAMPLE_RECIPE).evaluation.prompts
-    assert sum(hash_of([{"role": "user", "content": prompt.prompt}]) not in asked for prompt in prompts) == 60
+    prompts = [hash_of([{"role": "user", "content": prompt.prompt}]) for prompt in recipe.evaluation.prompts]
+    assert sum(prompt not in known for prompt in prompts) == 60
+    assert all(prompt in asked for prompt in prompts if prompt in known)
+    assert hash_of([{"role": "user", "content": recipe.serving.question}]) in asked
 
 
 def every_question() -> Iterator[str]:
