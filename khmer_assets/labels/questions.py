@@ -11,7 +11,7 @@ from khmer_assets.teachers.asking import Answer
 from khmer_assets.teachers.settings import Template
 
 ROWS_AT_ONCE = 10
-ANSWER_TOKENS = 160  # about twice what an answer of this schema takes
+ANSWER_TOKENS = 200  # an answer with all categories of toxicity takes about 160
 
 SCALES = """\
 - accuracy, 0 to 3: 0 wrong or made up, 1 partly right, 2 right but for small errors, 3 right in all.
