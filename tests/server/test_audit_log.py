@@ -54,6 +54,14 @@ def records(log) -> list[dict]:
     return [json.loads(file.read_text()) for file in log.folder.glob("????-??-??/*.json")]
 
 
+def test_what_a_killed_gateway_had_sent_is_charged_to_its_key(log):
+    record, charged = Record(log, "/v1/chat/completions", BODY, "k"), []
+    used = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    record.append(PIECE.replace("]}", f'],"usage":{json.dumps(used)}}}').encode())
+    assert AuditLog(log.folder, [], 30).settle(lambda *told: charged.append(told)) == 1
+    assert charged == [("k", 7, 2)]
+
+
 def test_what_a_killed_gateway_had_sent_is_settled_into_a_record(log):
     subprocess.run([sys.executable, "-c", KILLED, str(log.folder), "2"], check=False)
     assert records(log) == []
