@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from khmer_assets.corpus.decontamination import Decontamination
-from khmer_assets.finetuning import sft
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.instructions.assets import chat_checks, instruction_assets
 from khmer_assets.instructions.chat_sources import Instructions
@@ -23,7 +22,6 @@ from khmer_assets.teachers.settings import Teacher
 from resources.payload import PayloadRun
 from resources.storage import FramesIOManager
 from resources.teachers import Teachers
-from tests.finetuning.test_sft import SETTINGS
 from tests.teachers.hosts import Request, Response, completion, host, smollm2
 
 RECIPE = Recipe.load(SAMPLE_RECIPE)
@@ -297,6 +295,9 @@ def test_files_that_are_not_there_fail_with_what_to_do(tmp_path):
 def test_what_a_real_small_teacher_writes_goes_into_a_finetuning(tmp_path, model):
     """SmolLM2 knows no Khmer and follows few instructions: its answers all fit the schema, and those that do not fit
     the task are set aside by its rules."""
+    from khmer_assets.finetuning import sft
+    from tests.finetuning.test_sft import SETTINGS
+
     (tmp_path / "directives.yaml").write_text("directives: {khm: [{say: សូម}], eng: [{say: the}]}")
     topics = (SAMPLE / "english_readings.txt").read_text(encoding="utf-8").split("\n\n")[:6]
     asked = {"topics": topics, "max_answer_tokens": 160, "directives": "directives.yaml"}
