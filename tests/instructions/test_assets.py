@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.corpus.decontamination import Decontamination
+from khmer_assets.foundation.home import home as state  # one for all: MLflow takes a second for each
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.instructions.assets import chat_checks, instruction_assets
 from khmer_assets.instructions.chat_sources import Instructions
@@ -49,7 +50,7 @@ def materialize(
 ) -> tuple[dg.ExecuteInProcessResult, FramesIOManager]:
     frames = FramesIOManager(root=str(home / "store"), cache=str(home / "cache"))
     plain = [teacher.model_dump(mode="json", exclude_none=True) for teacher in teachers or []]
-    resources = {"frames": frames, "teachers": Teachers(home=str(home), teachers=plain)}
+    resources = {"frames": frames, "teachers": Teachers(home=str(state()), teachers=plain)}
     return dg.materialize(parts, resources=resources, **settings), frames
 
 
@@ -216,7 +217,7 @@ def test_a_tutors_tasks_by_rules_need_no_teacher(tmp_path):
 def test_a_budget_that_ends_leaves_a_whole_asset_that_goes_on_next_time(tmp_path):
     sources = "sources: [{name: asked, kind: questions_and_answers, license: mine, settings: SETTINGS}]"
     with host(taught) as running:
-        plain = [running.teacher().model_dump(mode="json")]
+        plain = [running.teacher(model="thrifty").model_dump(mode="json")]
         rows = []
         for requests in (4, 20):
             settings = json.dumps({"documents": 10, "budget": {"requests": requests}})
