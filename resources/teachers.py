@@ -41,8 +41,7 @@ class Teachers(dg.ConfigurableResource):
         The asset puts `Asked.metadata()` into its metadata; what was paid is also a run in MLflow, named after the
         asset. Raises `dg.Failure` with the message of a user's mistake.
         """
-        name = context.asset_key.to_user_string()
-        name += f" ({context.partition_key})" if context.has_partition_key else ""
+        name = purpose_of(context)
         try:
             answers, asked = ask(self.known, template, rows, self.answers, budget, context.log.info, name)
         except TeacherError as error:
@@ -51,3 +50,9 @@ class Teachers(dg.ConfigurableResource):
             parameters = {"template": template.version, "teachers": ", ".join(sorted(asked.by_teacher))}
             record(Path(self.home), name, context.run_id, parameters, asked.figures())
         return answers, asked
+
+
+def purpose_of(context: dg.AssetExecutionContext) -> str:
+    """Under which name an asset's part of the costs is told."""
+    name = context.asset_key.to_user_string()
+    return f"{name} ({context.partition_key})" if context.has_partition_key else name

@@ -14,6 +14,7 @@ from khmer_assets.commands import (
     ask,
     audit,
     benchmark,
+    estimate,
     init,
     keys,
     plan,
@@ -34,7 +35,22 @@ from khmer_assets.sources.rows import SourceError
 
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (init, plan, run, snapshot, stop, ask, resume, rollback, adapters, audit, benchmark, tune, keys)
+    for module in (
+        init,
+        plan,
+        estimate,
+        run,
+        snapshot,
+        stop,
+        ask,
+        resume,
+        rollback,
+        adapters,
+        audit,
+        benchmark,
+        tune,
+        keys,
+    )
 }
 
 

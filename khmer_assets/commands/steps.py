@@ -235,11 +235,12 @@ def _told(result: dg.ExecuteInProcessResult) -> Outcome:
             outcome.path = str(metadata["path"].value) if "path" in metadata else None
             outcome.rows = rows_told(metadata)
     if not result.success and not outcome.made:
-        outcome.failure = _reason(result)
+        outcome.failure = reason(result)
     return outcome
 
 
-def _reason(result: dg.ExecuteInProcessResult) -> str:
+def reason(result: dg.ExecuteInProcessResult) -> str:
+    """Why a run has failed, in the words of what failed."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data

@@ -11,7 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS owners (number INTEGER PRIMARY KEY, name TEXT NOT NULL, process TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, owner INTEGER NOT NULL, purpose TEXT NOT NULL, rows INTEGER NOT NULL,
-    sent REAL NOT NULL, ended REAL, outcome TEXT, prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
-    cost REAL
+    bytes INTEGER NOT NULL, sent REAL NOT NULL, ended REAL, outcome TEXT, prompt_tokens INTEGER NOT NULL,
+    answer_tokens INTEGER NOT NULL, cost REAL
 );
 CREATE INDEX IF NOT EXISTS requests_sent ON requests (sent);
 CREATE INDEX IF NOT EXISTS requests_under_way ON requests (owner) WHERE ended IS NULL;
@@ -58,6 +58,16 @@ class Kept:
     def paid(self) -> bool:
         """Whether a teacher has answered; else it was set aside before."""
         return self.prompt_tokens + self.answer_tokens > 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """Sums over requests that were answered; `bytes` are those of the prompts."""
+
+    rows: int
+    bytes: int
+    prompt_tokens: int
+    answer_tokens: int
 
 
 class Answers:
@@ -118,12 +128,13 @@ class Answers:
         query = f"SELECT digest FROM claims WHERE digest IN ({','.join('?' * len(digests))})"
         return {digest for (digest,) in self._connection.execute(query, list(digests))}
 
-    def begin(self, digests: Sequence[str], purpose: str, guess: Size) -> int:
-        """Note a request that is about to be sent; return its number."""
+    def begin(self, digests: Sequence[str], purpose: str, size: int, guess: Size) -> int:
+        """Note a request of `size` bytes that is about to be sent; return its number."""
         query = (
-            "INSERT INTO requests (owner, purpose, rows, sent, prompt_tokens, answer_tokens) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO requests (owner, purpose, rows, bytes, sent, prompt_tokens, answer_tokens) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
-        values = (self._owner, purpose, len(digests), time.time(), guess.prompt, guess.answer)
+        values = (self._owner, purpose, len(digests), size, time.time(), guess.prompt, guess.answer)
         number = self._seen = int(self._connection.execute(query, values).lastrowid or 0)
         self._connection.executemany("INSERT INTO claims VALUES (?, ?)", [(digest, number) for digest in digests])
         return number
@@ -163,6 +174,15 @@ class Answers:
         found = self._connection.execute(query, [now - seconds, now])
         return [(now - sent, Size(prompt, answer)) for sent, prompt, answer in found]
 
+    def past(self, purpose: str) -> "Past | None":
+        """What this purpose's answers took so far, or None where there are none."""
+        query = (
+            "SELECT sum(rows), sum(bytes), sum(prompt_tokens), sum(answer_tokens) FROM requests "
+            "WHERE purpose = ? AND outcome = ?"
+        )
+        found = self._connection.execute(query, [purpose, ANSWERED]).fetchone()
+        return Past(*found) if found[0] else None
+
     def under_way_elsewhere(self) -> int:
         """How many requests of other processes have not ended."""
         query = "SELECT count(*) FROM requests WHERE ended IS NULL AND owner <> ?"
@@ -199,14 +219,14 @@ def costs_by_day(folder: Path) -> pl.DataFrame:
     schema = {"day": pl.String, "teacher": pl.String, "purpose": pl.String, "requests": pl.Int64, "lost": pl.Int64,
               "prompt_tokens": pl.Int64, "answer_tokens": pl.Int64, "cost": pl.Float64}  # fmt: skip
     rows: list[tuple[Any, ...]] = []
+    query = (
+        "SELECT date(sent, 'unixepoch') AS day, ?1, purpose, count(*), sum(outcome = ?2), "
+        "sum(prompt_tokens * (outcome = ?3)), sum(answer_tokens * (outcome = ?3)), "
+        "CASE WHEN sum(outcome = ?3 AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
+        "FROM requests WHERE ended IS NOT NULL GROUP BY day, purpose"
+    )
     for file in sorted(folder.glob("*.sqlite")):
-        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_SECONDS)
-        query = (
-            "SELECT date(sent, 'unixepoch') AS day, ?1, purpose, count(*), sum(outcome = ?2), "
-            "sum(prompt_tokens * (outcome = ?3)), sum(answer_tokens * (outcome = ?3)), "
-            "CASE WHEN sum(outcome = ?3 AND cost IS NULL) THEN NULL ELSE coalesce(sum(cost), 0) END "
-            "FROM requests WHERE ended IS NOT NULL GROUP BY day, purpose"
-        )
-        rows += connection.execute(query, [file.stem, LOST, ANSWERED]).fetchall()
-        connection.close()
+        address = f"{file.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
+            rows += connection.execute(query, [file.stem, LOST, ANSWERED]).fetchall()
     return pl.DataFrame(rows, schema=schema, orient="row").sort("day", "teacher", "purpose")

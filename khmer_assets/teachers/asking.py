@@ -14,6 +14,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from khmer_assets.teachers.answers import Answers, Kept, costs_by_day
 from khmer_assets.teachers.books import Answer, Asked, Purse, Spent, TeacherError, told_cost
@@ -68,8 +71,9 @@ def ask(
             "answer_price (money a million tokens; 0 where it costs nothing), or limit requests or tokens"
         )
     try:
-        room = _Room(teachers, template, rows, asked, log)
-        room.work(answers, Purse(budget), purpose)
+        room = Room(teachers, template, rows)
+        asked.rows = len(room.rows)
+        room.work(answers, Purse(budget), purpose, asked, log)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):  # a full disk, say
             raise
@@ -77,24 +81,26 @@ def ask(
             f"{answers}: expected SQLite files of answers, but: {error}; bring them back from a copy, or move them "
             "away and pay for the answers anew"
         ) from None
-    asked.by_day = costs_by_day(answers).tail(DAYS_SHOWN)
-    return room.answers(), asked
+    days = costs_by_day(answers).drop("purpose").group_by("day", "teacher", maintain_order=True)
+    unknown = pl.col("cost").has_nulls()
+    asked.by_day = days.agg(
+        pl.exclude("cost").sum(), cost=pl.when(unknown).then(None).otherwise(pl.col("cost").sum())
+    ).tail(DAYS_SHOWN)
+    return room.answers(asked), asked
 
 
-class _Room:
-    """One call of `ask`: the rows, and a desk a teacher."""
+class Room:
+    """The rows of one call, each at its teacher. `rows` are (id, teacher, digest); `items` what there is to ask."""
 
     def __init__(
         self,
         teachers: Sequence[Teacher],
         template: Template,
         rows: Iterable[Mapping[str, str]],
-        asked: Asked,
-        log: Callable[[str], None],
     ):
-        self._template, self._asked, self._log = template, asked, log
-        self._rows: list[tuple[str, str, str]] = []  # id, teacher, digest
-        self._items: dict[str, dict[str, Item]] = {teacher.name: {} for teacher in teachers}
+        self._template = template
+        self.rows: list[tuple[str, str, str]] = []  # id, teacher, digest
+        self.items: dict[str, dict[str, Item]] = {teacher.name: {} for teacher in teachers}
         self._found: dict[tuple[str, str], Kept] = {}  # by teacher and digest
         self._asked_now: set[tuple[str, str]] = set()
         self._teachers, self._version, self._placeholders = teachers, template.version, template.placeholders
@@ -102,38 +108,31 @@ class _Room:
             self._add(row)
 
     def _add(self, row: Mapping[str, str]) -> None:
-        self._asked.rows += 1
         if lacking := [name for name in self._placeholders if name not in row]:
             raise TeacherError(
                 f"the template asks for {{{lacking[0]}}}, but the row {row.get('id', '')!r:.60} has no such value; "
                 f"expected one of {', '.join(sorted(set(row) - {'id'}))}"
             )
         values = {name: row[name] for name in self._placeholders}
-        empty = [name for name, value in values.items() if not isinstance(value, str) or not value.strip()]
-        fault = Kept(None, "no_value", float(len(empty)), f"{', '.join(empty)}: there is no text") if empty else None
-        try:
-            "".join(map(str, values.values())).encode()
-        except UnicodeEncodeError:
-            fault = Kept(None, "no_value", None, "the text has half a character (a lone surrogate)")
-        if fault:
-            teacher, digest = self._teachers[0], f"row {self._asked.rows}"
+        if fault := _fault(values):
+            teacher, digest = self._teachers[0], f"row {len(self.rows)}"
             self._found[teacher.name, digest] = fault
         else:
             teacher = teacher_of(self._teachers, values)
             text = rendered(self._template, values)
             digest = digest_of_row(teacher.model, self._version, text)
-            self._items[teacher.name].setdefault(digest, Item(digest, text))
-        self._rows.append((row["id"], teacher.name, digest))
+            self.items[teacher.name].setdefault(digest, Item(digest, text))
+        self.rows.append((row["id"], teacher.name, digest))
 
-    def work(self, folder: Path, purse: Purse, purpose: str) -> None:
+    def work(self, folder: Path, purse: Purse, purpose: str, asked: Asked, log: Callable[[str], None]) -> None:
         """Ask what is not known. Raises `TeacherError` when a teacher cannot be asked at all."""
         desks = []
         try:
             for teacher in self._teachers:
-                if not (items := self._items[teacher.name]):
+                if not (items := self.items[teacher.name]):
                     continue
                 kept = Answers(folder / f"{teacher.name}.sqlite")
-                desk = Desk(teacher, self._template, kept, purse, self._asked, self._log, purpose)
+                desk = Desk(teacher, self._template, kept, purse, asked, log, purpose)
                 desks.append(desk)
                 known = kept.known(list(items))
                 desk.found.update(known)
@@ -141,7 +140,7 @@ class _Room:
             if waiting := [desk for desk in desks if desk.waits]:
                 keys = [_key(desk.teacher) for desk in waiting]
                 with asyncio.Runner(loop_factory=_new_loop) as runner:
-                    runner.run(self._ask(waiting, keys, sum(len(desk.found) for desk in desks)))
+                    runner.run(self._ask(waiting, keys, asked, log))
         finally:
             for desk in desks:
                 desk.answers.__exit__(None, None, None)
@@ -150,8 +149,8 @@ class _Room:
         if problems := [desk.stopped for desk in desks if desk.stopped and not desk.spent.answered]:
             raise TeacherError("\n".join(problems))
 
-    async def _ask(self, desks: list[Desk], keys: list[str | None], known: int) -> None:
-        progress = asyncio.create_task(self._tell(desks, known))
+    async def _ask(self, desks: list[Desk], keys: list[str | None], asked: Asked, log: Callable[[str], None]) -> None:
+        progress = asyncio.create_task(_tell(desks, asked, log))
         tasks = [asyncio.create_task(desk.run(key)) for desk, key in zip(desks, keys, strict=True)]
         try:
             for task in asyncio.as_completed(tasks):
@@ -165,33 +164,47 @@ class _Room:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _tell(self, desks: list[Desk], known: int) -> None:
-        started = time.monotonic()
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            done, left = sum(len(desk.found) for desk in desks) - known, sum(desk.waits for desk in desks)
-            rate = done / (time.monotonic() - started)
-            to_go = f", {_duration(left / rate)} to go" if rate else ""
-            self._log(
-                f"{done:,} of {done + left:,} rows answered ({known:,} were known before), {rate:,.1f} a second, "
-                f"{self._asked.tokens:,} tokens, cost so far {told_cost(self._asked.cost)}{to_go}"
-            )
-
-    def answers(self) -> list[Answer]:
+    def answers(self, asked: Asked) -> list[Answer]:
         """A row's answer, or none for one that was not asked. Counts them in the books."""
         found: list[Answer] = []
-        for identity, teacher, digest in self._rows:
+        for identity, teacher, digest in self.rows:
             kept = self._found.get((teacher, digest))
             if kept is None:
-                self._asked.missing += 1
+                asked.missing += 1
                 continue
             if kept.rule is not None:
-                self._asked.set_aside[kept.rule] += 1
-            self._asked.by_teacher[teacher].rows += 1
-            self._asked.reused += kept.paid and (teacher, digest) not in self._asked_now
+                asked.set_aside[kept.rule] += 1
+            asked.by_teacher[teacher].rows += 1
+            asked.reused += kept.paid and (teacher, digest) not in self._asked_now
             found.append(Answer(identity, teacher, kept.value, kept.rule, kept.measure, kept.reason,
                                 kept.prompt_tokens, kept.answer_tokens))  # fmt: skip
         return found
+
+
+def _fault(values: Mapping[str, Any]) -> Kept | None:
+    """Why a row cannot be asked."""
+    if missing := [name for name, value in values.items() if not isinstance(value, str)]:
+        return Kept(None, "no_value", float(len(missing)), f"{', '.join(missing)}: there is no text")
+    text = "".join(values.values())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Kept(None, "no_value", None, "the text has half a character (a lone surrogate)")
+    return None if text.strip() else Kept(None, "no_value", float(len(values)), "there is no text")
+
+
+async def _tell(desks: list[Desk], asked: Asked, log: Callable[[str], None]) -> None:
+    """Progress, from time to time."""
+    started, known = time.monotonic(), sum(len(desk.found) for desk in desks)
+    while True:
+        await asyncio.sleep(PROGRESS_SECONDS)
+        done, left = sum(len(desk.found) for desk in desks) - known, sum(desk.waits for desk in desks)
+        rate = done / (time.monotonic() - started)
+        to_go = f", {_duration(left / rate)} to go" if rate else ""
+        log(
+            f"{done:,} of {done + left:,} rows answered ({known:,} were known before), {rate:,.1f} a second, "
+            f"{asked.tokens:,} tokens, cost so far {told_cost(asked.cost)}{to_go}"
+        )
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

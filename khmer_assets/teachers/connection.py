@@ -3,22 +3,20 @@
 A server is trusted in nothing: it may stall, lie, break off, or send without end. No key is in any text from here.
 """
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
-
-import aiohttp
 
 from khmer_assets.teachers.limits import Size
 from khmer_assets.teachers.settings import Teacher
+from khmer_assets.teachers.transport import transport_to
 
-CONNECT_SECONDS = 20.0
+USER_AGENT = "khmer-llm-factory/0.1"
 FIRST_TOKEN_SECONDS = 120.0  # a request may wait so long for its turn at the server
 TOKENS_A_SECOND = 10  # of the slowest answer that is waited for
-MOST_BYTES = 16_000_000  # of an answer
 MOST_ERROR_BYTES = 20_000
 TOLD = 300  # characters of a server's error that are passed on
 SHORTEST_SECRET = 8
@@ -100,44 +98,30 @@ class Connection:
         self._key = key
 
     async def __aenter__(self) -> "Connection":
-        local = urlsplit(self._teacher.address).hostname in ("127.0.0.1", "localhost", "::1")
-        authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
-            headers={"Content-Type": "application/json", **authorization},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=not local,  # proxies
-        )
+        headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._transport = transport_to(f"{self._teacher.address}/chat/completions", headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._transport.close()
 
     async def ask(self, body: dict[str, Any], identity: str) -> Reply:
         """The answer. Raises `Busy`, `Broken`, `Rejected`, `Unsupported` or `Unusable`."""
         tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        timeout = aiohttp.ClientTimeout(
-            total=FIRST_TOKEN_SECONDS + tokens / TOKENS_A_SECOND, sock_connect=CONNECT_SECONDS
-        )
+        seconds = FIRST_TOKEN_SECONDS + tokens / TOKENS_A_SECOND
+        content = json.dumps(body, ensure_ascii=False).encode()
         try:
-            content = json.dumps(body, ensure_ascii=False).encode()
-            async with self._session.post(
-                f"{self._teacher.address}/chat/completions",
-                data=content,
-                headers={"X-Request-ID": identity},
-                timeout=timeout,
-                allow_redirects=False,
-            ) as response:
-                status, most = response.status, MOST_BYTES if response.status == 200 else MOST_ERROR_BYTES
-                answer = await _bounded(response, most)
-                asked_for = response.headers.get("Retry-After")
+            async with asyncio.timeout(seconds):
+                answer = await self._transport.post(content, {"X-Request-ID": identity})
         except TimeoutError:
-            raise Broken(f"no answer within {timeout.total:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Broken(f"no answer within {seconds:g} s") from None
+        except (OSError, ValueError) as error:
             raise Broken(self._clean(f"{type(error).__name__}: {error}")) from None
-        if status != 200:
-            self._refuse(status, self._clean(answer.decode(errors="replace")), _seconds(asked_for), body)
-        return self._reply(answer)
+        if answer.status != 200:
+            text = self._clean(answer.body[:MOST_ERROR_BYTES].decode(errors="replace"))
+            self._refuse(answer.status, text, _seconds(answer.retry_after), body)
+        return self._reply(answer.body)
 
     def _reply(self, answer: bytes) -> Reply:
         try:
@@ -187,21 +171,12 @@ class Connection:
         raise Unusable(f"teacher {name}: {self._teacher.address} answers {told}; expected 200", status)
 
     def _clean(self, text: str) -> str:
-        return " ".join(self._without_key(text).split())[:TOLD]
+        """For people and logs: one line without the key, and without what a terminal obeys."""
+        printable = (character if character.isprintable() else " " for character in self._without_key(text))
+        return " ".join("".join(printable).split())[:TOLD]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key and len(self._key) >= SHORTEST_SECRET else text
-
-
-async def _bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    read = bytearray()
-    async for block in response.content.iter_any():
-        read += block
-        if len(read) > most:
-            if response.status == 200:
-                raise ValueError(f"the answer is over {most:,} bytes")
-            break
-    return bytes(read)
 
 
 def _seconds(asked_for: str | None) -> float | None:

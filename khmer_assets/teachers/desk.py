@@ -25,6 +25,7 @@ from khmer_assets.teachers.settings import Teacher, Template
 
 TRIES = 5  # of a row, where the server fails
 FIRST_REJECTIONS = 20  # rows in a row, of a server that answers none
+FIRST_FAULTS = 50  # answers, of a teacher that gives none that can be used
 FEWEST_TOKENS_A_BYTE = 0.1  # of any tokenizer, for what can be told to be too long before it is sent
 LOOK_ELSEWHERE = 0.25  # seconds between looks at what other processes have under way
 BURY_SECONDS = 2.0  # between looks for processes that died
@@ -88,7 +89,7 @@ class Desk:
         self._wording = Wording(template)
         self._frame_bytes = len(self._wording.system(template.rows_at_once).encode())
         self._pauses = Pauses(teacher, time.monotonic())
-        self._rejections = self._others_under_way = 0
+        self._rejections = self._others_under_way = self._good = 0
         self._buried = -BURY_SECONDS
 
     def add(self, items: Iterable[Item]) -> None:
@@ -155,7 +156,7 @@ class Desk:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         try:
             sent.end = await connection.ask(body, f"{self.answers.name}-{sent.number}")
-        except (Busy, Broken, Rejected, Unsupported, Unusable) as error:
+        except Exception as error:  # what is not the teacher's is raised where it can be seen
             sent.end = error
         self._ended.append(sent)
         self._wake.set()
@@ -222,7 +223,7 @@ class Desk:
         if wait > 0:
             self._waiting.extendleft(reversed(items))
             return wait
-        number = self.answers.begin([item.digest for item in items], self._purpose, guess)
+        number = self.answers.begin([item.digest for item in items], self._purpose, size, guess)
         self._purse.take(self.teacher, most)
         sent = _Sent(number, items, size, now, self._limits.take(guess, now), most)
         self._under_way[number] = sent
@@ -288,7 +289,13 @@ class Desk:
                     self._waiting.append(item)
                 else:
                     kept[item.digest] = self.found[item.digest] = verdict
-            self.asked_here |= kept.keys()
+            self.asked_here.update(kept)
+            self._good += sum(verdict.value is not None for verdict in kept.values())
+            faults = len(self.asked_here) - self._good
+            if not self._good and faults >= FIRST_FAULTS:
+                last = next(reversed(kept.values())) if kept else None
+                why = f": {last.rule}, {last.reason}" if last else ""
+                self._stop(f"teacher {self.teacher.name}: none of the first {faults} answers can be used{why}")
         elif isinstance(reply, Busy):
             self._rest(sent, reply, lives=True)
             self._purse.take(self.teacher, Size(0, 0), requests=-1)  # nobody pays for it
@@ -304,9 +311,12 @@ class Desk:
             isinstance(reply, Unusable) and reply.status == 403 and self.spent.answered
         ):
             self._reject(items, reply)
-        else:
+        elif isinstance(reply, Unusable):
             self._stop(str(reply))
             self._waiting.extendleft(reversed(items))
+        else:
+            assert reply is not None, "only what has come back is taken in"
+            raise reply
         self._purse.correct(self.teacher, sent.most, took)
         self._limits.correct(sent.limits, took)
         self.spent.requests += 1

@@ -20,9 +20,9 @@ Message = dict[str, str]
 Fault = tuple[str, float | None, str]  # rule, measure, reason
 
 REASON = 300  # characters of a reason
-FENCE = re.compile(r"\A\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
-THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # which some servers leave before the answer
-BETWEEN = re.compile(r'\s*,?\s*"(\d{1,3})"\s*:\s*')  # rows of a batch
+THOUGHT = ("<think>", "</think>")  # which some servers leave before the answer
+FENCE = "```"
+BETWEEN = re.compile(r'\s*+,?\s*+"(\d{1,3})"\s*+:\s*+')  # rows of a batch; ++ for answers of spaces without end
 
 
 def rendered(template: Template, values: Mapping[str, str]) -> str:
@@ -76,11 +76,10 @@ class Wording:
 
     def taken_apart(self, content: str, rows: int) -> list[dict[str, Any] | Fault]:
         """What the answer says of each row, in their order: its value, or why there is none."""
-        text = THOUGHT.sub("", content)
-        text = fenced[1] if (fenced := FENCE.match(text)) else text
+        text = _bare(content)
         if rows == 1:
             try:
-                return [self._checked(_parsed(text.strip()))]
+                return [self._checked(_parsed(text))]
             except ValueError as error:
                 return [("no_json", float(len(text)), f"{error}: {text!r:.160}"[:REASON])]
         found = _pairs(text)
@@ -112,6 +111,23 @@ def _closed(schema: Any) -> Any:
     return inner if schema.get("type") != "object" else {"additionalProperties": False, **inner}
 
 
+def _bare(content: str) -> str:
+    """The answer without thoughts before it, and without a fence around it."""
+    text = content.strip()
+    if text.startswith(THOUGHT[0]) and (end := text.find(THOUGHT[1])) >= 0:
+        text = text[end + len(THOUGHT[1]) :].strip()
+    if text.startswith(FENCE) and "\n" in text:
+        text = text[text.index("\n") :].removesuffix(FENCE).strip()
+    return text
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text:.20} is too large for a number")
+    return number
+
+
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
 
@@ -123,7 +139,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
 
 
 def _parsed(text: str) -> Any:

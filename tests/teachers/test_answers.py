@@ -13,7 +13,7 @@ LAW = Kept({"topic": "ច្បាប់"}, None, None, None, 7, 3)
 def test_answers_are_there_for_the_next_opening(tmp_path):
     with Answers(tmp_path / "a.sqlite") as answers:
         with answers.change():
-            number = answers.begin(["d1", "d2"], "labels", Size(100, 50))
+            number = answers.begin(["d1", "d2"], "labels", 30, Size(100, 50))
         with answers.change():
             answers.end(number, ["d1", "d2"], ANSWERED, Size(7, 3), 0.5, {"d1": LAW})
     with Answers(tmp_path / "a.sqlite") as answers:
@@ -28,7 +28,7 @@ def test_answers_are_there_for_the_next_opening(tmp_path):
 def test_what_fails_in_the_middle_leaves_nothing(tmp_path):
     with Answers(tmp_path / "a.sqlite") as answers:
         with pytest.raises(RuntimeError), answers.change():
-            answers.begin(["d1"], "", Size(1, 1))
+            answers.begin(["d1"], "", 30, Size(1, 1))
             raise RuntimeError
         assert answers.claimed_elsewhere(["d1"]) == set()
 
@@ -36,7 +36,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path):
 def test_rows_under_way_are_claimed_until_they_are_given_up(tmp_path):
     first, second = Answers(tmp_path / "a.sqlite"), Answers(tmp_path / "a.sqlite")
     with first.change():
-        first.begin(["d1"], "", Size(40, 20))
+        first.begin(["d1"], "", 30, Size(40, 20))
     with second.change():
         assert second.sent_elsewhere() == (1, Size(40, 20))
         assert second.bury() == 0, "the process lives"
@@ -51,7 +51,7 @@ def test_rows_under_way_are_claimed_until_they_are_given_up(tmp_path):
 def test_a_dead_processs_requests_are_lost_and_asked_again(tmp_path):
     first = Answers(tmp_path / "a.sqlite")
     with first.change():
-        first.begin(["d1"], "", Size(40, 20))
+        first.begin(["d1"], "", 30, Size(40, 20))
     with sqlite3.connect(tmp_path / "a.sqlite") as connection:
         connection.execute("UPDATE owners SET process = json_set(process, '$.start_ticks', 1)")
     with Answers(tmp_path / "a.sqlite") as second, second.change():

@@ -197,13 +197,13 @@ def test_a_row_that_breaks_the_server_is_set_aside_and_asked_again_the_next_time
         ({"key_variable": "TEACHER_KEY"}, Response({"error": f"bad key {KEY}"}, 401), "valid key into \\$TEACHER_KEY"),
         ({"key_variable": "TEACHER_KEY"}, Response({"error": f"forbidden to {KEY}"}, 403), "answers 403"),
         ({}, Response({"error": {"message": "no such model"}}, 404), "expected the model 'sage'"),
+        ({}, Response(b"\x1b[2J\x00no\nsuch\x07 model", 404), r"404: \[2J no such model"),
         ({}, Response({"error": {"code": "insufficient_quota"}}, 429), "quota is used up"),
         ({}, Response({"error": {"message": "Insufficient Balance"}}, 402), "quota is used up"),
         ({}, Response(b"", 429, {"Retry-After": "90000"}), "90,000 s"),
         ({}, Response(b"", 302, {"Location": "http://127.0.0.1/"}), "answers 302"),
         ({}, Response({"error": "unknown field 'messages'"}, 400), "takes no request"),
         ({"address": "http://127.0.0.1:9/v1"}, None, "127.0.0.1:9/v1 does not answer"),
-        ({"address": "http://no.such.host.invalid/v1"}, None, "no.such.host.invalid/v1 does not answer"),
     ],
 )
 def test_a_teacher_that_cannot_be_asked_is_one_clear_message_without_its_key(
@@ -317,10 +317,9 @@ def test_a_template_must_find_its_values_and_a_row_without_text_is_set_aside(tmp
     with host() as server:
         with pytest.raises(TeacherError, match="the row '7' has no such value"):
             asked(server.teacher(), tmp_path, [{"id": "7", "title": "ស្រូវ"}])
-        answers, _ = asked(
-            server.teacher(), tmp_path, [*rows(1), {"id": "e", "text": " "}, {"id": "h", "text": "\ud800"}]
-        )
-    assert [answer.rule for answer in answers] == [None, "no_value", "no_value"]
+        spoilt = [{"id": "e", "text": " "}, {"id": "h", "text": "\ud800"}, {"id": "n", "text": None}]
+        answers, _ = asked(server.teacher(), tmp_path, [*rows(1), *spoilt])
+    assert [answer.rule for answer in answers] == [None, "no_value", "no_value", "no_value"]
     assert len(server.seen) == 1
 
 
@@ -436,3 +435,31 @@ def test_a_real_teacher_keeps_to_the_schema_in_every_answer(tmp_path):
     assert [answer.rule for answer in [*alone, *batch]] == [None] * 16
     assert all(1 <= answer.value["quality"] <= 10 for answer in [*alone, *batch])
     assert books.by_teacher["smollm2"].guessed == 0 and books.tokens > 400
+
+
+def test_a_teacher_that_gives_no_usable_answer_is_not_paid_for_all_rows(tmp_path):
+    with host(lambda request: completion("I would say that this is about law.")) as server:
+        answers, books = asked(server.teacher(at_a_time=4), tmp_path, rows(200))
+    assert len(server.seen) < 60
+    assert books.missing == 200 - len(answers)
+    assert "none of the first" in books.metadata()["teachers_missing_because"]
+
+
+def test_a_fault_of_our_own_ends_the_call_and_does_not_wait_for_ever(tmp_path, monkeypatch):
+    async def broken(self, body, identity):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(connection.Connection, "ask", broken)
+    with host() as server, pytest.raises(ZeroDivisionError):
+        asked(server.teacher(), tmp_path, rows(3))
+
+
+def test_a_proxy_that_the_environment_names_is_used(tmp_path, monkeypatch):
+    with host() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address.removesuffix("/v1"))
+        monkeypatch.setenv("TEACHER_KEY", KEY)
+        teacher = proxy.teacher(address="http://teacher.example/v1", key_variable="TEACHER_KEY")
+        answers, _ = asked(teacher, tmp_path, rows(4))
+    assert all(answer.value for answer in answers)
+    assert proxy.seen[0].headers["host"] == "teacher.example"
+    assert proxy.seen[0].headers["authorization"] == f"Bearer {KEY}"

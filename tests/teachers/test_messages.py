@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.teachers.messages import Wording, rendered
@@ -15,22 +15,26 @@ WORDING = Wording(TEMPLATE)
 GOOD = {"label": "ល្អ"}
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text())
 def test_a_value_is_put_in_as_it_is_also_with_braces(text):
     assert rendered(TEMPLATE, {"text": text}) == f"ចូរវាយតម្លៃ៖ {text}"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(), min_size=2, max_size=20))
 def test_rows_of_a_batch_stay_apart_whatever_they_say(texts):
     asked = WORDING.messages(texts)[-1]["content"]
     assert list(json.loads(asked).values()) == texts
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text(), st.integers(1, 12))
 def test_any_text_is_read_without_an_error(content, rows):
     assert len(WORDING.taken_apart(content, rows)) == rows
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 9).flatmap(lambda rows: st.tuples(st.just(rows), st.integers(0, 300))))
 def test_of_a_cut_batch_the_whole_rows_are_read(case):
     rows, length = case
@@ -65,3 +69,13 @@ def test_the_sent_schema_is_closed_in_all_depths():
     answer = sent["$defs"]["answer"]
     assert answer["additionalProperties"] is False
     assert answer["properties"]["list"]["items"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("begin", ["", "{", "```json\n", "<think>", '{"1": {"label": "ល្អ"}', '{"1"'])
+def test_endless_spaces_are_read_at_once(begin, rows):
+    assert len(WORDING.taken_apart(begin + " \n" * 400_000, rows)) == rows
+
+
+def test_a_number_that_is_none_is_no_json():
+    assert WORDING.taken_apart('{"label": 1e999}', 1)[0][0] == "no_json"
