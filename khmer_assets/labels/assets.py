@@ -57,8 +57,7 @@ def label_assets(
             except OSError as error:
                 told = f"{settings.corrections} cannot be read: {error}; put the file there, or correct"
                 raise dg.Failure(f"{told} labels.corrections in the recipe", allow_retries=False) from None
-        found = rows.filter(pl.col("rule").is_null())
-        return dg.Output(rows.lazy(), metadata={"labels": dg.MetadataValue.md(markdown_table(counts(found)))})
+        return dg.Output(rows.lazy(), metadata=_counted(rows.lazy()))
 
     @dg.asset(
         **frames,
@@ -84,7 +83,6 @@ def label_assets(
             settings.budget,
         )
         rows = labelled(documents, answers)
-        found = rows.filter(pl.col("rule").is_null())
         return dg.Output(
             rows.lazy(),
             metadata={
@@ -93,7 +91,7 @@ def label_assets(
                     for name, told in asked.metadata().items()
                 },
                 "documents_not_asked": documents.height - rows.height,
-                "labels": dg.MetadataValue.md(markdown_table(counts(found))),
+                **_counted(rows.lazy()),
             },
         )
 
@@ -168,8 +166,7 @@ def label_assets(
         judge = partial(label_batch, model=learned, keep=settings.keep, weights=settings.weights)
         name = f"labelled_corpus/{context.partition_key}"
         rows = batches.map(name, version, judge, deduplicated_corpus, workers="threads")
-        predicted = rows.select("validity", "claim", "toxicity", "topics", quality=pl.col("quality").round()).collect()
-        return dg.Output(rows, metadata={"labels": dg.MetadataValue.md(markdown_table(counts(predicted)))})
+        return dg.Output(rows, metadata=_counted(rows))
 
     @dg.asset_check(
         asset=labelled_corpus,
@@ -196,3 +193,8 @@ def label_assets(
         no_row_is_lost,
         set_aside_share_is_steady("labelled_corpus", partitions),
     ]
+
+
+def _counted(rows: pl.LazyFrame) -> dict[str, Any]:
+    """For an artifact's page: how often each label was given to what is kept."""
+    return {"labels": dg.MetadataValue.md(markdown_table(counts(rows.filter(pl.col("rule").is_null()))))}

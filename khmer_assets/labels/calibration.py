@@ -2,7 +2,7 @@
 
 All labels of a question share a temperature, and each has a bias of its own (vector scaling: Guo et al. 2017, "On
 Calibration of Modern Neural Networks"), fitted on texts that the classifiers were not trained on. A label is given
-from the probability at which F1 is highest there.
+from the probability at which F1 is highest there; where few texts have it, from nearer that of all labels.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from khmer_assets.labels.categories import Head
 
 BINS = 15  # of the expected calibration error, as Guo et al. have them
-FEW = 20  # texts with a label, below which its threshold is that of its question
+FEW = 20  # texts with a label, at which its own threshold and that of its question count alike
 RIDGE = 1.0  # how much a bias is held back, in texts
 
 Floats = NDArray[np.float64]
@@ -90,11 +90,9 @@ def _thresholds(head: Head, given: Floats, truth: NDArray[np.bool_]) -> Floats:
     if head.kind == "one" or not len(given):
         return np.full(len(head.labels), 0.5)
     shared = best_threshold(given.ravel(), truth.ravel())
-    own = [
-        best_threshold(given[:, label], truth[:, label]) if truth[:, label].sum() >= FEW else shared
-        for label in range(len(head.labels))
-    ]
-    return np.array(own)
+    counts = truth.sum(axis=0)
+    own = np.array([best_threshold(given[:, label], truth[:, label]) for label in range(len(head.labels))])
+    return (counts * own + FEW * shared) / (counts + FEW)
 
 
 def best_threshold(given: Floats, truth: NDArray[np.bool_]) -> float:

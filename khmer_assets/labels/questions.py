@@ -11,7 +11,7 @@ from khmer_assets.teachers.asking import Answer
 from khmer_assets.teachers.settings import Template
 
 ROWS_AT_ONCE = 10
-ANSWER_TOKENS = 160  # about twice what an answer of this schema takes
+ANSWER_TOKENS = 200  # an answer with all categories of toxicity takes about 160
 
 SCALES = """\
 - accuracy, 0 to 3: 0 wrong or made up, 1 partly right, 2 right but for small errors, 3 right in all.
@@ -62,20 +62,21 @@ def sample(documents: pl.LazyFrame, count: int) -> pl.DataFrame:
 
 
 def questions(documents: pl.DataFrame, characters: int) -> Iterator[dict[str, str]]:
-    """The rows that teachers are asked of: the first `characters` of each document."""
-    for identity, text in documents.select("id", "text").iter_rows():
-        yield {"id": identity, "text": text[:characters]}
+    """The rows that teachers are asked of: the first `characters` of each document, whose place is the id."""
+    for place, text in enumerate(documents["text"]):
+        yield {"id": str(place), "text": text[:characters]}
 
 
 def labelled(documents: pl.DataFrame, answers: Sequence[Answer]) -> pl.DataFrame:
-    """`LABELLED` with rule, measure and reason: a row for each document that has an answer; those set aside say why."""
+    """`LABELLED` with rule, measure and reason, of the answers to `questions` of the documents: a row for each document
+    that has one; those set aside say why."""
     rows = [
-        {"id": answer.id, "teacher": answer.teacher, **_unrepeated(answer.value or {})}
+        {"place": int(answer.id), "teacher": answer.teacher, **_unrepeated(answer.value or {})}
         | {"rule": answer.rule, "measure": answer.measure, "reason": answer.reason}
         for answer in answers
     ]
-    said = pl.DataFrame(rows, schema={"id": pl.String, "teacher": pl.String, **LABELS, **SET_ASIDE})
-    found = documents.join(said, on="id", how="inner", maintain_order="left")
+    said = pl.DataFrame(rows, schema={"place": pl.UInt32, "teacher": pl.String, **LABELS, **SET_ASIDE})
+    found = documents.with_row_index("place").join(said, on="place", how="inner", maintain_order="left")
     return found.with_columns(quality=quality()).select(*LABELLED, *SET_ASIDE)
 
 
@@ -83,10 +84,10 @@ def _unrepeated(value: dict[str, Any]) -> dict[str, Any]:
     return {name: list(dict.fromkeys(said)) if name in ANY_OF else said for name, said in value.items()}
 
 
-def counts(rows: pl.DataFrame) -> pl.DataFrame:
-    """How often each label was given: question, label, documents."""
+def counts(rows: pl.LazyFrame) -> pl.DataFrame:
+    """How often each label was given: question, label, documents. A fraction of quality counts as the nearest whole."""
     parts = [rows.select(question=pl.lit(name), label=pl.col(name).cast(pl.String)) for name in ONE_OF]
     parts += [rows.select(question=pl.lit(name), label=pl.col(name)).explode("label") for name in ANY_OF]
-    parts.append(rows.select(question=pl.lit("quality"), label=pl.col("quality").cast(pl.String)))
-    found = pl.concat(parts).drop_nulls("label").group_by("question", "label").len("documents")
-    return found.sort("question", "documents", "label", descending=[False, True, False])
+    parts.append(rows.select(question=pl.lit("quality"), label=pl.col("quality").round().cast(pl.Int8).cast(pl.String)))
+    by_label = pl.concat(parts).drop_nulls("label").group_by("question", "label").len("documents")
+    return by_label.collect(engine="streaming").sort("question", "documents", "label", descending=[False, True, False])

@@ -33,6 +33,7 @@ from resources.storage import DATA
 
 REPORT = "report.json"
 TRUST_IN_PERSONS = 3.0  # how many teachers' labels one of a person is worth
+MOST_DOCUMENTS = 30_000  # that are learned from, which bounds memory and time
 MIN_POSITIVES = 5  # labelled documents of a label, below which nothing can be learned of it
 
 
@@ -70,6 +71,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             f"{rows.height} documents have labels, expected at least {settings.min_documents}: let teachers label more "
             "(labels.documents, labels.budget), write more corrections, or lower labels.model.min_documents"
         )
+    if rows.height > MOST_DOCUMENTS:
+        run.log(f"{rows.height:,} documents have labels; {MOST_DOCUMENTS:,} are learned from, those of persons first")
+        rows = rows.sort(pl.col("teacher") != PERSON, "content_hash").head(MOST_DOCUMENTS)
     asked = [head for head in heads(spec.categories) if (targets_of(rows, [head]) != 0).any()]
     targets = targets_of(rows, asked)
     trust = np.where(rows["teacher"] == PERSON, TRUST_IN_PERSONS, 1.0).astype(np.float32)
@@ -92,7 +96,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     review.write(shown, spec.categories, run.output)
     figure = _reliability_picture(asked, given, targets, held_out)
     figure.savefig(run.output / "calibration.png", dpi=110)
-    few = labels.filter(pl.col("labelled") < MIN_POSITIVES)["label"].to_list()
+    few = labels.filter(pl.col("labelled") < MIN_POSITIVES, ~pl.col("question").is_in(list(PARTS)))
     page = f"# Label model\n\n{markdown_table(questions)}\n\n{markdown_table(labels)}\n\n![](calibration.png)\n"
     (run.output / "report.md").write_text(page)
     good = measured.get("good_quality")
@@ -107,7 +111,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "processor_seconds": round(learning, 1),
         "questions": markdown_table(questions),
         "labels": markdown_table(labels),
-        "labels_with_too_few_documents": ", ".join(few),
+        "labels_with_too_few_documents": ", ".join(few.select(pl.format("{} {}", "question", "label")).to_series()),
         "calibration_plot": plots.as_markdown(figure),
         "examples": review.markdown(shown),
     }

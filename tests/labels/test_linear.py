@@ -23,6 +23,7 @@ def test_a_text_has_length_one(features):
     assert squares == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_liblinear(features, monkeypatch):
     from scipy.sparse import csr_matrix
     from sklearn.svm import LinearSVC

@@ -38,12 +38,12 @@ def test_teachers_read_the_names_in_both_languages_and_the_beginning_of_the_text
     for said in ("agriculture (កសិកម្ម)", "ការប្រមាថ", "helpfulness, 0 to 3"):
         assert said in (asked.system or "")
     (first, *_) = questions(documents("news", 2), 12)
-    assert first == {"id": "news-0", "text": text_of(0)[0][:12]}
+    assert first == {"id": "0", "text": text_of(0)[0][:12]}
 
 
 def test_answers_become_labels_and_faults_are_set_aside(categories):
     chosen = sample(documents("news", 5).lazy(), 5)
-    first, second, third, *_ = chosen["id"]
+    first, second, third, *_ = map(str, range(5))
     answers = [
         Answer(first, "sage", {**verdict(text_of(1)[0]), "topics": ["law", "law"]}, None, None, None, 1, 1),
         Answer(second, "sage", {**verdict(text_of(1)[0]), **dict.fromkeys(("accuracy", "completeness", "coherence",
@@ -52,11 +52,22 @@ def test_answers_become_labels_and_faults_are_set_aside(categories):
     ]  # fmt: skip
     rows = labelled(chosen, answers)
     assert rows.schema == {**LABELLED, **SET_ASIDE}
-    by_id = {row["id"]: row for row in rows.to_dicts()}
+    by_id = {str(place): row for place, row in enumerate(rows.to_dicts())}
+    assert rows["id"].to_list() == chosen["id"].to_list()[:3]
     assert by_id[first]["topics"] == ["law"]
     assert (by_id[first]["quality"], by_id[second]["quality"], by_id[third]["quality"]) == (9, 1, None)
     assert by_id[third]["rule"] == "refused"
     assert len(by_id) == 3  # the others were not asked
-    told = counts(rows.filter(pl.col("rule").is_null()))
+    told = counts(rows.lazy().filter(pl.col("rule").is_null()))
     assert told.filter(question="topics", label="law")["documents"].item() == 1
     assert json.dumps(told.to_dicts())
+
+
+def test_two_documents_of_one_id_get_their_own_labels():
+    chosen = (
+        documents("news", 2).with_columns(id=pl.lit("same")).select("id", "source", "language", "text", "content_hash")
+    )
+    verdicts = [verdict(text) for text in chosen["text"]]
+    answers = [Answer(row["id"], "sage", said, None, None, None, 1, 1)
+               for row, said in zip(questions(chosen, 99), verdicts, strict=True)]  # fmt: skip
+    assert labelled(chosen, answers)["topics"].to_list() == [said["topics"] for said in verdicts]
