@@ -37,27 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print a table for each time that the asset asks."""
+    """Print a line for each time that the asset asks a teacher."""
     recipe = Recipe.current()
     if not recipe.teachers:
         raise RecipeError(f"{recipe.name}: no teacher is set; name one under teachers in the recipe (docs/teachers.md)")
-    total, tokens = 0.0, 0
-    unknown = False
     from khmer_assets.definitions import build_definitions  # the graph of the current recipe, which takes seconds
 
-    build = partial(build_definitions, recipe, home())
-    for purpose, budget, found in estimated(build, recipe.teachers, home(), arguments.asset):
-        print(f"{purpose}\n\n{markdown_table(table(found))}\n")
-        if limits := ", ".join(f"{name} {limit:,}" for name, limit in budget if limit is not None):
-            print(f"The budget of one materialization: {limits}. What it leaves out is asked the next time.\n")
-        total += sum(one.cost or 0.0 for one in found)
-        unknown |= any(one.cost is None and one.requests for one in found)
-        tokens += sum(one.prompt_tokens + one.answer_tokens for one in found)
-    print(f"All in all about {tokens:,} tokens; cost {told_cost(None if unknown else total)}.")
+    told = estimated(partial(build_definitions, recipe, home()), recipe.teachers, home(), arguments.asset)
+    print(f"{markdown_table(pl.concat(table(purpose, found) for purpose, _, found in told))}\n")
+    every = [one for _, _, found in told for one in found]
+    cost = None if any(one.cost is None and one.requests for one in every) else sum(one.cost or 0.0 for one in every)
+    tokens = sum(one.prompt_tokens + one.answer_tokens for one in every)
+    print(f"{sum(one.requests for one in every):,} requests, about {tokens:,} tokens, cost {told_cost(cost)}.")
+    for limits in dict.fromkeys(_limits(budget) for _, budget, _ in told):
+        print(f"Each time, the budget ({limits}) is the most; what it leaves out is asked the next time.")
     print(
         "A guess is one token a Khmer letter and answers as long as they may be; after the first answers, theirs count."
     )
     return 0
+
+
+def _limits(budget: Budget) -> str:
+    return ", ".join(f"{name} {limit:,}" for name, limit in budget if limit is not None) or "none is set"
 
 
 def estimated(

@@ -171,7 +171,9 @@ class Connection:
         raise Unusable(f"teacher {name}: {self._teacher.address} answers {told}; expected 200", status)
 
     def _clean(self, text: str) -> str:
-        return " ".join(self._without_key(text).split())[:TOLD]
+        """For people and logs: one line without the key, and without what a terminal obeys."""
+        printable = (character if character.isprintable() else " " for character in self._without_key(text))
+        return " ".join("".join(printable).split())[:TOLD]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key and len(self._key) >= SHORTEST_SECRET else text

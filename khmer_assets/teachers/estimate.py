@@ -73,11 +73,12 @@ def estimates(
     return found
 
 
-def table(found: Sequence[Estimate]) -> pl.DataFrame:
+def table(asset: str, found: Sequence[Estimate]) -> pl.DataFrame:
     """A row a teacher, for people."""
     return pl.DataFrame(
         [
             {
+                "asset": asset,
                 "teacher": one.teacher.name,
                 "rows": f"{one.rows:,}",
                 "known": f"{one.known:,}",
@@ -86,7 +87,7 @@ def table(found: Sequence[Estimate]) -> pl.DataFrame:
                 "answer tokens": f"{one.answer_tokens:,}",
                 "cost": told_cost(one.cost),
                 "at most": told_cost(one.teacher.cost(one.prompt_tokens, one.most_answer_tokens)),
-                "minutes at the limits": f"{one.minutes:,.1f}" if one.minutes else "",
+                "minutes at the limits": f"{one.minutes:,.1f}" if one.minutes >= 0.05 else "",
                 "by": "answers so far" if one.measured else "a guess",
             }
             for one in found

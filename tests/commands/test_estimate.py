@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from khmer_assets import definitions
 from khmer_assets.commands import estimate
 from khmer_assets.commands.estimate import estimated
 from khmer_assets.commands.materialization import MaterializationError
@@ -85,3 +86,17 @@ def test_a_recipe_without_teachers_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv(RECIPE_VARIABLE, raising=False)
     with pytest.raises(RecipeError, match="sample: no teacher is set"):
         estimate.main(argparse.Namespace(asset="labels"))
+
+
+def test_the_table_has_a_line_for_each_asset_and_teacher_and_a_total(made, monkeypatch, capsys):
+    monkeypatch.setenv(HOME_VARIABLE, str(made))
+    (made / "recipe.yaml").write_text(
+        "extends: sample\nteachers: [{name: sage, address: 'http://127.0.0.1:9/v1', model: m, prompt_price: 1}]\n"
+    )
+    monkeypatch.setenv(RECIPE_VARIABLE, str(made / "recipe.yaml"))
+    monkeypatch.setattr(definitions, "build_definitions", lambda recipe, state, resources: graph(resources))
+    assert estimate.main(argparse.Namespace(asset="labels")) == 0
+    shown = capsys.readouterr().out
+    assert "| topics (news) | sage | 25 | 0 | 3 |" in shown
+    assert "| topics (poems) | sage | 3 | 0 | 1 |" in shown
+    assert "4 requests" in shown and "unknown (no prices)" in shown and "(requests 2)" in shown

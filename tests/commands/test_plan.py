@@ -6,6 +6,9 @@ import pytest
 
 from khmer_assets.commands import plan
 from khmer_assets.foundation.home import HOME_VARIABLE
+from khmer_assets.foundation.settings import validated
+from khmer_assets.instructions.chat_sources import Instructions
+from khmer_assets.khmer.normalization import Normalization
 from khmer_assets.recipe import RECIPE_VARIABLE
 
 
@@ -39,3 +42,18 @@ def test_a_base_that_nobody_here_knows_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(RECIPE_VARIABLE, str(tmp_path / "recipe.yaml"))
     assert plan.main(argparse.Namespace()) == 0
     assert "The shape of someone/else is not known before base_model is materialized" in capsys.readouterr().out
+
+
+def test_the_chats_of_all_sources_are_counted(tmp_path):
+    (tmp_path / "chats.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3)
+    sources = [
+        {"kind": "chat_files", "settings": {"path": "chats.jsonl"}},
+        {"kind": "tutor_tasks", "settings": {"count": 40}},
+        {"kind": "questions_and_answers", "settings": {"topics": ["a", "b"], "documents": 10, "each": 2}},
+        {"kind": "dialogues", "settings": {"documents": 5}},
+        {"kind": "embedded", "settings": {"generated_chats": 100}},
+    ]
+    entries = [{"name": f"s{number}", "license": "x", **source} for number, source in enumerate(sources)]
+    values = {"generated_chats": 20, "files": ["chats.jsonl"], "sources": entries}
+    instructions = validated(Instructions, values, tmp_path / "recipe.yaml")
+    assert plan._chats(instructions, Normalization()) == 20 + 3 + 3 + 40 + 24 + 5 + 100

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.corpus.decontamination import Decontamination
-from khmer_assets.finetuning import sft
+from khmer_assets.foundation.home import home as state  # one for all: MLflow takes a second for each
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.instructions.assets import chat_checks, instruction_assets
 from khmer_assets.instructions.chat_sources import Instructions
@@ -23,7 +23,6 @@ from khmer_assets.teachers.settings import Teacher
 from resources.payload import PayloadRun
 from resources.storage import FramesIOManager
 from resources.teachers import Teachers
-from tests.finetuning.test_sft import SETTINGS
 from tests.teachers.hosts import Request, Response, completion, host, smollm2
 
 RECIPE = Recipe.load(SAMPLE_RECIPE)
@@ -51,7 +50,7 @@ def materialize(
 ) -> tuple[dg.ExecuteInProcessResult, FramesIOManager]:
     frames = FramesIOManager(root=str(home / "store"), cache=str(home / "cache"))
     plain = [teacher.model_dump(mode="json", exclude_none=True) for teacher in teachers or []]
-    resources = {"frames": frames, "teachers": Teachers(home=str(home), teachers=plain)}
+    resources = {"frames": frames, "teachers": Teachers(home=str(state()), teachers=plain)}
     return dg.materialize(parts, resources=resources, **settings), frames
 
 
@@ -218,7 +217,7 @@ def test_a_tutors_tasks_by_rules_need_no_teacher(tmp_path):
 def test_a_budget_that_ends_leaves_a_whole_asset_that_goes_on_next_time(tmp_path):
     sources = "sources: [{name: asked, kind: questions_and_answers, license: mine, settings: SETTINGS}]"
     with host(taught) as running:
-        plain = [running.teacher().model_dump(mode="json")]
+        plain = [running.teacher(model="thrifty").model_dump(mode="json")]
         rows = []
         for requests in (4, 20):
             settings = json.dumps({"documents": 10, "budget": {"requests": requests}})
@@ -297,6 +296,9 @@ def test_files_that_are_not_there_fail_with_what_to_do(tmp_path):
 def test_what_a_real_small_teacher_writes_goes_into_a_finetuning(tmp_path, model):
     """SmolLM2 knows no Khmer and follows few instructions: its answers all fit the schema, and those that do not fit
     the task are set aside by its rules."""
+    from khmer_assets.finetuning import sft
+    from tests.finetuning.test_sft import SETTINGS
+
     (tmp_path / "directives.yaml").write_text("directives: {khm: [{say: សូម}], eng: [{say: the}]}")
     topics = (SAMPLE / "english_readings.txt").read_text(encoding="utf-8").split("\n\n")[:6]
     asked = {"topics": topics, "max_answer_tokens": 160, "directives": "directives.yaml"}

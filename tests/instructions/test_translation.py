@@ -153,6 +153,7 @@ def test_ordinary_text_repeats_little():
     assert repetition("ខ្លី") == 0
 
 
+@pytest.mark.slow
 def test_what_is_no_translation_model_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(Refusal, match="cannot be read as a translation model"):

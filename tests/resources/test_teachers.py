@@ -19,6 +19,7 @@ def topics_asset():
     return topics
 
 
+@pytest.mark.slow  # MLflow makes its database
 def test_what_was_paid_is_in_the_metadata_and_in_mlflow(tmp_path):
     with host() as server:
         teacher = server.teacher(prompt_price=1, answer_price=1).model_dump(mode="json", exclude_none=True)

@@ -197,6 +197,7 @@ def test_a_row_that_breaks_the_server_is_set_aside_and_asked_again_the_next_time
         ({"key_variable": "TEACHER_KEY"}, Response({"error": f"bad key {KEY}"}, 401), "valid key into \\$TEACHER_KEY"),
         ({"key_variable": "TEACHER_KEY"}, Response({"error": f"forbidden to {KEY}"}, 403), "answers 403"),
         ({}, Response({"error": {"message": "no such model"}}, 404), "expected the model 'sage'"),
+        ({}, Response(b"\x1b[2J\x00no\nsuch\x07 model", 404), r"404: \[2J no such model"),
         ({}, Response({"error": {"code": "insufficient_quota"}}, 429), "quota is used up"),
         ({}, Response({"error": {"message": "Insufficient Balance"}}, 402), "quota is used up"),
         ({}, Response(b"", 429, {"Retry-After": "90000"}), "90,000 s"),
