@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from khmer_assets.foundation.files import in_turn
 from khmer_assets.foundation.launcher import identity_of
 from khmer_assets.teachers.limits import Size
 
@@ -77,12 +78,12 @@ class Answers:
     """
 
     def __init__(self, file: Path):
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.name = uuid.uuid4().hex[:12]
-        self._connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.executescript(_TABLES)
+        with in_turn(file.parent):  # SQLite does not wait for another that turns the file to WAL
+            self._connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript(_TABLES)
         with self.change():
             process = json.dumps(identity_of(os.getpid()))
             query = "INSERT INTO owners (name, process) VALUES (?, ?)"

@@ -1,5 +1,6 @@
 """Answers and requests stay, whatever ends the process; what was under way is known for what it is."""
 
+import multiprocessing
 import sqlite3
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_dead_processs_requests_are_lost_and_asked_again(tmp_path):
 
 def test_no_file_is_no_cost(tmp_path):
     assert costs_by_day(tmp_path / "none").height == 0
+
+
+def _open_all(folder, together, failed):
+    for number in range(20):
+        together.wait()
+        try:
+            with Answers(folder / f"{number}.sqlite"):
+                pass
+        except Exception as error:
+            failed.put(repr(error))
+
+
+@pytest.mark.slow
+def test_processes_that_make_a_file_at_once_all_get_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    together, failed = context.Barrier(6), context.Queue()
+    processes = [context.Process(target=_open_all, args=(tmp_path, together, failed)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert failed.empty()
+    assert len(list(tmp_path.glob("*.sqlite"))) == 20
