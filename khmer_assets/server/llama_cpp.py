@@ -139,9 +139,6 @@ def main() -> None:
     file, port, name, context, settings = sys.argv[1:]
     parameters = xllamacpp.CommonParams()
     parameters.n_parallel = SLOTS
-    # nothing is cut out of the text; but llama.cpp then drops the schema of a response_format (its issue 29006), so who
-    # asks this process for structured output starts it without
-    parameters.force_pure_content_parser = True
     for setting, value in json.loads(settings).items():
         if not hasattr(parameters, setting):
             raise ValueError(f"llama.cpp has no setting {setting!r}; serving.engine takes those of CommonParams")
