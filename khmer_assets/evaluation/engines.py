@@ -5,9 +5,9 @@ All engines decode greedily from the logits themselves: no setting that a model 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from khmer_assets.training import held_out
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 ROWS_A_BATCH = 64
 TOKENS_A_BATCH = 1 << 14  # padding included; keys and values of so many are held at once
-LEAST_SHARED = 32  # tokens of a common beginning that are worth a forward pass of their own
+LEAST_SHARED = 16  # tokens of a common beginning that are worth a forward pass of their own
+
+T = TypeVar("T")
 
 
 class Question(NamedTuple):
@@ -265,22 +267,27 @@ def _groups(contexts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
 
 
 def _batches(groups: list[tuple[list[int], list[int]]]) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Groups of about one length together."""
-    ordered = sorted(range(len(groups)), key=lambda n: len(groups[n][0]))
-    for batch in _rows_together(ordered, lambda n: len(groups[n][0]) + 1, lambda n: len(groups[n][1])):
-        yield [groups[number] for number in batch]
+    """Groups of about one length together; those of one context apart, for they have next to no rest, and would be
+    padded to that of the others."""
+    single = [group for group in groups if len(group[1]) == 1]
+    several = [group for group in groups if len(group[1]) > 1]
+    ordered = sorted(single, key=lambda group: len(group[0])), sorted(several, key=lambda group: len(group[0]))
+    for some in ordered:
+        yield from _rows_together(some, lambda group: len(group[0]) + 1, lambda group: len(group[1]))
 
 
-def _rows_together(order: list[int], width: Any, rows: Any = lambda number: 1) -> Iterator[list[int]]:
-    """Parts of `order` (by growing width) that have no more rows and tokens than a batch may."""
-    batch: list[int] = []
+def _rows_together(
+    ordered: Sequence[T], width: Callable[[T], int], rows: Callable[[T], int] = lambda _: 1
+) -> Iterator[list[T]]:
+    """Parts of what is ordered by growing width that have no more rows and tokens than a batch may."""
+    batch: list[T] = []
     count = 0
-    for number in order:
-        more = count + rows(number)
-        if batch and (more > ROWS_A_BATCH or more * width(number) > TOKENS_A_BATCH):
+    for one in ordered:
+        more = count + rows(one)
+        if batch and (more > ROWS_A_BATCH or more * width(one) > TOKENS_A_BATCH):
             yield batch
-            batch, more = [], rows(number)
-        batch.append(number)
+            batch, more = [], rows(one)
+        batch.append(one)
         count = more
     if batch:
         yield batch

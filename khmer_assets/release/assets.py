@@ -51,10 +51,10 @@ def release_assets(
         pool=GPU_POOL,
         kinds={"zstandard"},
         ins={"model": released_model, **({"base_model": dg.AssetIn("base_model")} if brought_in else {})},
-        code_version=f"1-{settings.variant}",
+        code_version=f"2-{settings.variant}",
     )
     def release_bundle(
-        context: dg.AssetExecutionContext, compute: Compute, model: Path, **others: Path
+        context: dg.AssetExecutionContext, compute: Compute, model: Path, benchmark_report: Path, **others: Path
     ) -> Iterator[dg.Output[Path]]:
         """A .tar.zst of the model to be released with model card and checksums; `bundle.json` holds its SHA-256."""
         spec = bundle.Spec(
@@ -63,6 +63,7 @@ def release_assets(
             recipe=recipe,
             sources=sources,
             base=others.get("base_model"),
+            report=benchmark_report,
         )
         yield from compute.materialize(context, bundle.__name__, spec)
 

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
+from khmer_assets.evaluation.report import scores_of
 from khmer_assets.release.model_card import CHECKSUMS, model_card
 from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
@@ -23,13 +24,14 @@ TAR_OVERHEAD = 1 << 20  # headers and padding of the few files of a model stay w
 
 class Spec(BaseModel):
     """`model` is the released variant's folder, `recipe` the settings it was made with, `sources` the catalogue, `base`
-    the folder of the open model that it began with."""
+    the folder of the open model that it began with, `report` that of the benchmark report."""
 
     model: Path
     variant: str
     recipe: dict[str, Any]
     sources: list[dict[str, Any]]
     base: Path | None = None
+    report: Path | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """
     name = bundle_name(spec)
     base = None if spec.base is None else json.loads((spec.base / BASE_RECORD).read_text())
-    card = model_card(name, spec.variant, spec.model, spec.recipe, spec.sources, base)
+    scores = scores_of(spec.report, spec.variant) if spec.report else []
+    card = model_card(name, spec.variant, spec.model, spec.recipe, spec.sources, base, scores)
     (run.output / CARD).write_text(card, encoding="utf-8")
     files = {path.relative_to(spec.model).as_posix(): path for path in spec.model.rglob("*") if path.is_file()}
     files[CARD] = run.output / CARD

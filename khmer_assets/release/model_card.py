@@ -1,12 +1,15 @@
 """The model card: what a released model is, what it was trained on and how, its measures, and how to run it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
+from khmer_assets.evaluation.measures import Measure
+from khmer_assets.evaluation.report import INTERVALS
 from khmer_assets.foundation.files import size_of_folder
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.training.models import saved_parameters
@@ -21,9 +24,11 @@ def model_card(
     recipe: dict[str, Any],
     sources: list[dict[str, Any]],
     base: dict[str, Any] | None,
+    scores: Sequence[Measure] = (),
 ) -> str:
     """The bundle's README: `name` is the bundle's, `model` the folder of the released `variant`, `recipe` the settings
-    that it was made with, `sources` the catalogue, `base` the record of the open model that it began with."""
+    that it was made with, `sources` the catalogue, `base` the record of the open model that it began with, `scores`
+    what it was measured on."""
     file = next(model.glob("*.gguf"), None)
     listed = pl.DataFrame([{key: s[key] for key in ("name", "kind", "language", "license")} for s in sources])
     learned = [Path(path).name for path in recipe["instructions"]["files"]]
@@ -45,6 +50,13 @@ def model_card(
         if file.name in ("merge.json", "pruning.json", "awq.json", "gguf.json")
         for key, value in json.loads(file.read_text()).items()
     }
+    tasks = pl.DataFrame(
+        [
+            {"task": f"{one['task']}: {one['metric']}" + ("" if one["higher_is_better"] else " ↓")}
+            | {"value": one["value"], "between": f"{one['low']:.4g} and {one['high']:.4g}", "items": one["items"]}
+            for one in (measure.told() for measure in scores)
+        ]
+    )
     stages = ("base", "mixture", "extension", "pretraining", "finetuning", "compression")
     settings = {key: recipe[key] for key in stages if recipe.get(key)}
     return f"""---
@@ -71,6 +83,10 @@ The licenses of base, sources and chats hold for what is made from them; read th
 ```yaml
 {yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip()}
 ```
+
+## Evaluation
+
+{INTERVALS + chr(10) * 2 + markdown_table(tasks) if scores else "Not measured."}
 
 ## Measures
 

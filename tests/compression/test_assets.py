@@ -84,9 +84,15 @@ def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_g
             pass
 
         def load_input(self, context):
-            return {"merged_model": model, "training_mixture": mixture}[context.asset_key.to_python_identifier()]
+            folders = {"merged_model": model, "training_mixture": mixture, "benchmark_report": tmp_path / "report"}
+            return folders[context.asset_key.to_python_identifier()]
 
-    given = [upstream("merged_model", model), upstream("training_mixture", mixture)]
+    (tmp_path / "report").mkdir()
+    given = [
+        upstream("merged_model", model),
+        upstream("training_mixture", mixture),
+        upstream("benchmark_report", tmp_path / "report"),
+    ]
     assets = [*given, *parts()]
     released_gguf = [*given, *parts("gguf Q8_0")]
     folders = FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))

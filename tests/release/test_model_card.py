@@ -2,6 +2,7 @@
 
 import json
 
+from khmer_assets.evaluation.measures import mean_of
 from khmer_assets.recipe import RECIPES, SAMPLE_RECIPE, Recipe
 from khmer_assets.release.model_card import model_card
 from khmer_assets.training.models import load_model
@@ -14,12 +15,14 @@ def test_the_card_names_sources_licenses_settings_and_measures(model, tmp_path):
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     (tmp_path / "merge.json").write_text(json.dumps({"bfloat16_top1_agreement": 0.987}))
-    card = model_card("sample-merged", "merged", tmp_path, recipe, [SOURCE], None)
+    scores = [mean_of("belebele khm_Khmr", "accuracy", {"1": 1.0, "2": 0.0, "3": 1.0, "4": 1.0}, scale=100)]
+    card = model_card("sample-merged", "merged", tmp_path, recipe, [SOURCE], None, scores)
 
     assert "| village_news | files | khm | CC-BY-4.0 |" in card
     assert f"learning_rate: {recipe['finetuning']['learning_rate']}" in card
     assert "0.987" in card
     assert f"| parameters | {load_model(model).num_parameters():,} |" in card
+    assert "| belebele khm_Khmr: accuracy | 75 | 25 and 100 | 4 |" in card
     assert 'from_pretrained("sample-merged")' in card
     assert "vllm serve sample-merged" in card
 
