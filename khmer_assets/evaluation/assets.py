@@ -50,8 +50,12 @@ def evaluation_assets(
     partitions = dg.StaticPartitionsDefinition(quantizations_of(variants))
     folders = [variant for variant in variants if not variant.startswith("gguf ")]
     version = code_version(2, evaluation=settings)
-    items = {"items": dg.AssetIn("evaluation_items")} if settings.tasks else {}
-    held_out = {"texts": dg.AssetIn(texts), "chat_dataset": dg.AssetIn("chat_dataset"), **items}
+    items = {"items": "evaluation_items"} if settings.tasks else {}
+    # as files: of what a function takes as **kwargs, Dagster does not read the type
+    held_out = {
+        name: dg.AssetIn(asset, dagster_type=Path)
+        for name, asset in {"texts": texts, "chat_dataset": "chat_dataset", **items}.items()
+    }
     common: dict[str, Any] = {
         "group_name": "evaluation",
         "io_manager_key": "folders",
