@@ -23,7 +23,7 @@ test:
 	$(MAKE) --no-print-directory -j2 $(VENV)/.dev $(VLLM_VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2 --dist loadfile
 	$(VENV)/bin/pytest -m slow
 
 # Each environment is built once, and again when what it is made from changes.

@@ -4,7 +4,7 @@ import argparse
 import sys
 from datetime import UTC, datetime
 
-from khmer_assets.foundation.home import home
+from khmer_assets.foundation.home import disk_fault, home
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.recipe import Recipe
 from khmer_assets.server.key_usage import KeyUsage
@@ -45,6 +45,8 @@ def main(arguments: argparse.Namespace) -> int:
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
     except OSError as error:
+        if disk_fault(error):
+            raise
         raise ModelServerError(str(error)) from None
     return 2
 

@@ -36,7 +36,7 @@ def record(
         f"WARC-Target-URI: https://a.example/{number}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     whole = about.encode() + body + b"\r\n\r\n"
-    return gzip.compress(whole) if compress else whole
+    return gzip.compress(whole, mtime=0) if compress else whole
 
 
 PAGES = [record(n, html(n).encode()) for n in range(5)]
@@ -110,7 +110,7 @@ def test_records_without_khmer_letters_and_answers_that_are_no_pages_are_counted
         (html(1).encode(), {"Content_Type": "application/octet-stream"}),
         (html(1).encode(), {"Content_Type": "text/html; charset=iso-8859-1"}),
         (html(1).encode("utf-16"), {"Content_Type": "text/html; charset=utf-16"}),
-        (gzip.compress(html(1).encode()), {"Content_Encoding": "gzip"}),
+        (gzip.compress(html(1).encode(), mtime=0), {"Content_Encoding": "gzip"}),
         (html(1).encode(), {"Content_Encoding": "gzip"}),
         (html(1).encode(), {"Content_Encoding": "br"}),
         (b"%x\r\n%s\r\n0\r\n\r\n" % (len(html(1).encode()), html(1).encode()), {"Transfer_Encoding": "chunked"}),
@@ -127,9 +127,9 @@ def test_what_the_headers_say_is_not_believed_against_the_bytes(tmp_path, refres
 @pytest.mark.parametrize(
     ("body", "headers", "rule"),
     [
-        (gzip.compress(b"<html>" + b" " * 30_000_000), {"Content_Encoding": "gzip"}, "too_large"),
+        (gzip.compress(b"<html>" + b" " * 30_000_000, mtime=0), {"Content_Encoding": "gzip"}, "too_large"),
         (b"<html>\xe1\x9e\x80" + b" " * 11_000_000, {}, "too_large"),
-        (gzip.compress(html(1).encode())[:40] + b"\xff" * 40, {"Content_Encoding": "gzip"}, "undecodable"),
+        (gzip.compress(html(1).encode(), mtime=0)[:40] + b"\xff" * 40, {"Content_Encoding": "gzip"}, "undecodable"),
         ("<html><body><script>ក</script></body></html>".encode(), {}, "missing_text"),
     ],
 )
@@ -156,7 +156,7 @@ BREAKS = {
     "a broken first member": (b"".join(damaged(0)), [1, 2, 3, 4], [0]),
     "a broken member between others": (PAGES[0] + REQUEST + damaged(1)[1] + REQUEST + PAGES[2], [0, 2], [0]),
     "bytes that are no member": (PAGES[0] + b"garbage" * 9 + PAGES[1], [0, 1], [0]),
-    "a member that is no record": (PAGES[0] + gzip.compress(b"nonsense\n" * 30) + PAGES[1], [0, 1], [0]),
+    "a member that is no record": (PAGES[0] + gzip.compress(b"nonsense\n" * 30, mtime=0) + PAGES[1], [0, 1], [0]),
     "cut off in a body": (b"".join(PAGES)[:-40], [0, 1, 2, 3], [OFFSETS[4]]),
     "cut off in a header": (b"".join(PAGES)[: OFFSETS[4] + 40], [0, 1, 2, 3], [OFFSETS[3]]),
     "no archive at all": (b"this is no archive", [], [0]),

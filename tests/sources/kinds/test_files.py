@@ -35,7 +35,7 @@ def read(folder: Path, **settings: object) -> pl.DataFrame:
 
 def compressed(name: str, content: bytes) -> bytes:
     if name.endswith(".gz"):
-        return gzip.compress(content)
+        return gzip.compress(content, mtime=0)
     return zstandard.ZstdCompressor().compress(content) if name.endswith(".zst") else content
 
 
@@ -109,7 +109,7 @@ def test_an_id_that_is_not_given_is_the_beginning_of_the_content_hash(tmp_path):
         ("a.jsonl", b'{"text": "whole"}\n' + b"[" * 100_000 + b"\n", "malformed_row", "a.jsonl, line 2"),
         ("a.csv", b"text,x\nwhole,1\nonly\n", "malformed_row", "a.csv, line 3"),
         ("a.csv", b'text,x\nwhole,1\n"never closed,2\nmore\n', "malformed_row", "a.csv, lines 3 to 4"),
-        ("a.txt.gz", gzip.compress(b"cut off" * 100)[:-12], "unreadable_file", "a.txt.gz"),
+        ("a.txt.gz", gzip.compress(b"cut off" * 100, mtime=0)[:-12], "unreadable_file", "a.txt.gz"),
         ("a.txt.gz", b"this is no gzip", "unreadable_file", "a.txt.gz"),
         ("a.parquet", b"this is no parquet", "unreadable_file", "a.parquet"),
         ("a.txt", b"", "empty_file", "a.txt"),
@@ -133,7 +133,7 @@ def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, name, content, rul
         ("a.jsonl", b'{\n "text": "x"\n}\n', "is one JSON document, and here every line must be an object"),
         ("a.jsonl", '{"text": "ទឹក"}\n'.encode("utf-16"), "is in UTF-16: set encoding: utf-16"),
         ("a.txt", "ទឹកហូរ\nភ្លៀងធ្លាក់".encode("utf-16-be"), "is in UTF-16: set encoding: utf-16-be"),
-        ("a.jsonl", gzip.compress(b'{"text": "x"}\n'), "is compressed with gzip: let its name end in .gz"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}\n', mtime=0), "is compressed with gzip: let its name end in .gz"),
         ("a.txt", b"PK\x03\x04\x14\x00", "is a zip archive or an office document"),
         ("a.txt", "café".encode("latin-1"), "if the file is not in utf-8, set encoding in settings"),
         ("a.csv", b"text;n\nx;1\n", "'text;n' is one field: commas part those of .csv, tabs those of .tsv"),
@@ -146,7 +146,7 @@ def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, name, content, rul
         ),
         (
             "a.parquet.gz",
-            gzip.compress(TWO_ROWS),
+            gzip.compress(TWO_ROWS, mtime=0),
             "no column 'text'; name the one with the texts as 'text' in settings",
         ),
     ],
@@ -166,7 +166,7 @@ def test_line_ends_of_every_system_are_read(tmp_path):
 
 def test_what_a_compressed_parquet_unpacks_to_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 100)
-    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(TWO_ROWS))
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(TWO_ROWS, mtime=0))
     (row,) = read(tmp_path, path="a.parquet.gz").iter_rows(named=True)
     assert row["rule"] == "unreadable_file" and "over 100 bytes when unpacked" in row["reason"]
 
