@@ -55,7 +55,7 @@ BEGIN = re.compile(r"\s*(?:(?:[-*•>]|\d{1,4}[.)]|#{1,6})\s+)?")  # of a line
 
 class Translated(ChatFiles):
     """`model`: a folder (relative to the recipe, beginning with ./, / or ~) or a name on the Hugging Face hub, such as
-    facebook/nllb-200-distilled-600M (whose licence, CC-BY-NC, forbids commercial use). `path` as of chat_files."""
+    facebook/nllb-200-distilled-600M (whose license, CC-BY-NC, forbids commercial use). `path` as of chat_files."""
 
     model: Annotated[str, BeforeValidator(folder_or_name)]
 
