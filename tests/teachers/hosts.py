@@ -149,7 +149,7 @@ def smollm2(context: int = 1024) -> Iterator[Teacher]:
         yield Teacher(name="smollm2", address=f"{address}/v1", model="smollm2", key_variable="SMOLLM2_KEY", at_a_time=8)
     finally:
         del os.environ["SMOLLM2_KEY"]
-        process.terminate()
+        process.kill()  # it may have been started in a process that ignores SIGTERM, and does so too then
         process.wait()
 
 
