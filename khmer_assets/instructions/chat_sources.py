@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from khmer_assets.foundation.settings import Name, Settings
-from khmer_assets.instructions import embedded_chats
+from khmer_assets.foundation.settings import FileBeside, Name, Settings
 from khmer_assets.instructions.chat_files import QUALITY, ChatFiles
+from khmer_assets.instructions.chats import Split
 from khmer_assets.instructions.dialogues import Dialogues
 from khmer_assets.instructions.questions_and_answers import QuestionsAndAnswers
 from khmer_assets.instructions.translation import Translated
@@ -77,14 +77,17 @@ ChatSource = Annotated[
 ]
 
 
-class Instructions(embedded_chats.Instructions):
+class Instructions(Settings):
     """Which chats are learned, which of them are kept, and how they are split.
 
     `sources` are entries of any kind. `files` and `generated_chats` are short for one of the kind `chat_files` (JSONL
-    and the other formats, relative to the recipe) and one of the kind `embedded`. `min_quality` (1 to 10) sets chats
-    aside that were judged to be worse; chats that nobody has judged stay.
+    and the other formats, relative to the recipe) and one of the kind `embedded`; null: none of it. `min_quality`
+    (1 to 10) sets chats aside that were judged to be worse; chats that nobody has judged stay.
     """
 
+    files: list[FileBeside] = []
+    generated_chats: Annotated[int, Field(ge=10)] | None = None
+    split: Split = Split()
     sources: list[ChatSource] = []
     min_quality: Annotated[float, Field(ge=QUALITY[0], le=QUALITY[1])] | None = None
 

@@ -2,35 +2,14 @@
 
 from collections import defaultdict
 from random import Random
-from typing import Annotated, Any
+from typing import Any
 
 import polars as pl
-from pydantic import Field, model_validator
 
-from khmer_assets.foundation.settings import FileBeside, RecipeError, Settings
-from khmer_assets.instructions.chats import NEW_CHAT, Split, new_chat
+from khmer_assets.foundation.settings import RecipeError
+from khmer_assets.instructions.chats import NEW_CHAT, new_chat
 from khmer_assets.sample import composition
 from khmer_assets.sample.composition import Answered, Fact
-
-
-class Instructions(Settings):
-    """Which chats are learned, and how all of them are split.
-
-    `files`: JSONL files of your own, relative to the recipe; a line is {"messages": [{"role": ..., "content": ...},
-    ...]}. `generated_chats`: how many the project composes from the sample's facts, beside those written by hand;
-    null: none of both.
-    """
-
-    files: list[FileBeside] = []
-    generated_chats: Annotated[int, Field(ge=10)] | None = None
-    split: Split = Split()
-
-    @model_validator(mode="after")
-    def _has_chats(self) -> "Instructions":
-        if not self.files and self.generated_chats is None:
-            raise ValueError("there is no chat to learn from: name files of chats, or set generated_chats")
-        return self
-
 
 # Of the composed chats:
 LONGER_SHARE = 0.05  # two turns, where the second question leans on the first
