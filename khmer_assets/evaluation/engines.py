@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from khmer_assets.training import held_out
+from resources.llama_cpp import llama_cpp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -303,10 +304,8 @@ class LlamaCppEngine(Engine):
     again."""
 
     def __init__(self, file: Path, context_length: int):
-        from llama_cpp import Llama
-
         self.context_length = context_length
-        self.llama = Llama(str(file), n_ctx=context_length + 1, n_batch=context_length + 1, verbose=False)
+        self.llama = llama_cpp().Llama(str(file), n_ctx=context_length + 1, n_batch=context_length + 1, verbose=False)
         self._held: list[int] = []
 
     def score(self, windows: list[list[int]]) -> list[float]:

