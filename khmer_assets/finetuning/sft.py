@@ -104,8 +104,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
     validation = encoded["validation"].examples[:VALIDATION_CHATS]
 
-    def evaluate() -> float:
-        return answer_loss(model, validation, settings.precision)
+    def evaluate(rank: int, count: int) -> tuple[float, int]:
+        return answer_nats(model, validation[rank::count], settings.precision)
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
@@ -124,7 +124,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         return {}
     model.eval()
     model.save_pretrained(run.output)
-    validation_loss, not_scored = measured(evaluate) if validation else (None, "there is no validation chat")
+    scored = partial(answer_loss, model, validation, settings.precision)
+    validation_loss, not_scored = measured(scored) if validation else (None, "there is no validation chat")
     told = {"not_scored": not_scored} if not_scored else {}
     training = {
         "base": spec.base.name,
@@ -155,6 +156,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 def answer_loss(model: Any, examples: Sequence[Example], precision: Precision) -> float:
     """The mean loss of what the assistant says in the examples, in nats a token of all answers together."""
+    nats, tokens = answer_nats(model, examples, precision)
+    return nats / tokens
+
+
+def answer_nats(model: Any, examples: Sequence[Example], precision: Precision) -> tuple[float, int]:
+    """The loss of all that the assistant says in the examples, in nats, and of how many tokens."""
     import torch
 
     nats, tokens = 0.0, 0
@@ -165,7 +172,7 @@ def answer_loss(model: Any, examples: Sequence[Example], precision: Precision) -
             logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits[0]
         nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places + 1], reduction="sum"))
         tokens += len(places)
-    return nats / tokens
+    return nats, tokens
 
 
 def _log_reports(reports: dict[str, dict[str, Any]], run: PayloadRun) -> None:

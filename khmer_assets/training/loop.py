@@ -21,15 +21,20 @@ import torch
 from khmer_assets.foundation import plots
 from khmer_assets.training import hardware
 from khmer_assets.training.alarms import alarms, clipped_share, why_stop
-from khmer_assets.training.engines import Engine, engine
+from khmer_assets.training.engines import Engine
 from khmer_assets.training.optimizers import Stepper
 from khmer_assets.training.settings import TrainingSettings
+from khmer_assets.training.sharding import engine
 from resources.payload import PayloadRun, Refusal
 
 DECAY = 0.2  # of the training, at the end of a constant learning rate
 REPORT_SECONDS = 5.0
 FETCH_STEPS = 10  # on an accelerator, which would else wait for the loss to be looked at in each step
 CHECKPOINT = "checkpoint.pt"
+
+Evaluate = Callable[[int, int], tuple[float, int]]
+"""Gives the loss (the sum, in nats) and the number of tokens of a process's share of the validation texts: of so many
+processes (the second argument) it is this one (the first, from 0). The model is in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,14 @@ def train(
     batch: Callable[[int], Sequence[dict[str, torch.Tensor]]],
     schedule: Schedule,
     run: PayloadRun,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Evaluate | None = None,
     optimizer: Stepper | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
     `batch(step)` gives the step's micro-batches in order: the model's keyword arguments, on the CPU, with `labels`. It
-    runs beside the step before, and draws nothing from torch's own random numbers. `evaluate` gives the validation loss
-    in nats a token, asked for every `evaluate_every` steps and at the end; the model is then in evaluation mode.
+    runs beside the step before, and draws nothing from torch's own random numbers. `evaluate` is asked every
+    `evaluate_every` steps and at the end.
     `optimizer` is another than `Optimizer`. Raises `Refusal` when the loss stops being a number or explodes.
 
     Each of several processes calls it with the same arguments, and is alone again when it returns.
@@ -99,7 +104,7 @@ class _Training:
         model: Any,
         schedule: Schedule,
         run: PayloadRun,
-        evaluate: Callable[[], float] | None,
+        evaluate: Evaluate | None,
         optimizer: Stepper | None,
     ):
         self.model, self.schedule, self.settings, self.run = model, schedule, schedule.settings, run
@@ -155,9 +160,11 @@ class _Training:
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         self.model.eval()
-        with torch.no_grad():
-            loss = self.engine.agreed(self.evaluate())
+        with torch.no_grad(), self.engine.whole():
+            share = self.evaluate(self.engine.rank, self.engine.count)
         self.model.train()
+        nats, tokens = self.engine.total(torch.tensor(share, dtype=torch.float64, device=self.engine.device)).tolist()
+        loss = nats / tokens
         self.curve[-1]["validation_loss"] = loss
         step = len(self.curve)
         self.run.log(f"step {step}/{self.schedule.steps}  validation loss {loss:.3f}")

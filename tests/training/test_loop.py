@@ -116,11 +116,11 @@ WORSE_AFTER_6 = {2: 5.0, 4: 4.0, 6: 3.0, 8: 3.5, 10: 3.4, 12: 3.3, 14: 2.0}
 def test_the_best_weights_are_kept_and_patience_has_an_end(settings, stop_after, tokenizer, tmp_path):
     weights = {}
 
-    def evaluate(model):
+    def evaluate(model, rank, count):
         assert not model.training
         step = 2 + max([step for step in WORSE_AFTER_6 if step in weights], default=0)
         weights[step] = {name: value.clone() for name, value in model.state_dict().items()}
-        return WORSE_AFTER_6[step]
+        return 10 * WORSE_AFTER_6[step], 10
 
     how = {"evaluate": evaluate, "evaluate_every": 2, "patience": 3, "checkpoint_every": 100}
     if stop_after:
