@@ -161,16 +161,13 @@ class ZeRO3(Together):
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within it, each process has all weights, and computes with them without the others."""
-        self._gather()
+        for part in self.parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
         yield
         for part in self.parts:
             part.set_reshard_after_forward(part is not self.parts[-1], recurse=False)
             part.reshard()
-
-    def _gather(self) -> None:
-        for part in self.parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What is trained, to be saved. All processes ask for it at once."""
@@ -193,7 +190,13 @@ class ZeRO3(Together):
 
     def close(self) -> None:
         """End what the processes have in common; each goes on alone, with the whole model."""
-        self._gather()
+        former: dict[torch.Tensor, torch.nn.Parameter] = {}  # tied parameters stay tied
+        for module in self.loss.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = former.setdefault(p, torch.nn.Parameter(_full(p.data), p.requires_grad))
+        for part in self.parts:
+            _as_before(part)
         super().close()
 
     def _each(self, state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -220,6 +223,20 @@ class ZeRO3(Together):
 def _full(value: torch.Tensor) -> torch.Tensor:
     full: torch.Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full
+
+
+def _as_before(part: Any) -> None:
+    """Take from a module what FSDP2 hung on it, which has no public way back: else the module takes itself apart again
+    when its weights are asked for."""
+    state = part._get_fsdp_state()
+    group = state._fsdp_param_group
+    handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+    if group is not None:
+        handles += group._module_to_pre_save_state_dict_hook_handle.values()
+        handles += group._module_to_pre_load_state_dict_hook_handle.values()
+    for handle in handles:
+        handle.remove()
+    part.__class__ = type(part).__mro__[type(part)._orig_cls_mro_index]
 
 
 def _refuse(optimizer: Stepper | None) -> None:

@@ -70,6 +70,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     result = train(model, batch, Schedule(settings, spec.steps), run, evaluate)
     if not run.leads:
         return {}
-    weight = float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+    weight = float(sum(p.double().abs().sum() for p in model.state_dict().values()))
     Path(run.output / "result.json").write_text(json.dumps({"curve": result.curve, "weight": weight} | result.figures))
     return {"weight": weight, **result.figures}
