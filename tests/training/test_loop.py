@@ -11,6 +11,7 @@ from khmer_assets.pretraining.packing import PackedSequences
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
+from khmer_assets.training import hardware
 from khmer_assets.training import models as models
 from khmer_assets.training.engines import micro_batch_size
 from khmer_assets.training.loop import Schedule, train
@@ -134,7 +135,9 @@ def test_the_best_weights_are_kept_and_patience_has_an_end(settings, stop_after,
 
 
 @pytest.mark.parametrize("settings", ["llama"], indirect=True)
-def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path):
+def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path, monkeypatch):
+    told = {"gpu_celsius": 61.0, "gpu_load": 90.0, "gpu_watts": 3600.0}  # no GPU is needed for the sums
+    monkeypatch.setattr(hardware, "sensors", lambda: told)
     model, result = trained(settings, tokenizer, tmp_path, 6)
     norms = [point["gradient_norm"] for point in result.curve]
     assert result.figures["clipped"] == np.mean([norm > 1 for norm in norms[1:]])
@@ -142,6 +145,9 @@ def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path):
     embeddings_and_vectors = sum(n for name, n in state.items() if "embed" in name or "norm" in name)
     adamw_and_muon = 8 * embeddings_and_vectors + 4 * (sum(state.values()) - embeddings_and_vectors)
     assert result.figures["optimizer_mb"] * 2**20 == pytest.approx(adamw_and_muon, rel=0.01)
+    assert (result.figures["hottest_celsius"], result.figures["gpu_load"]) == (61.0, 90.0)
+    seconds = result.figures["energy_wh"]  # for 3,600 W
+    assert seconds == pytest.approx(6 * 2 * 16 / result.figures["tokens_per_second"], rel=0.2)
     assert result.figures["tokens_per_second"] > 0 and result.figures["training_memory_mb"] > 0
 
 
