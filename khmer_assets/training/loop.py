@@ -207,7 +207,15 @@ class _Training:
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         if self.engine.rank == 0:
             aside = path.with_suffix(".aside")
-            torch.save(state, aside)
+            try:
+                torch.save(state, aside)
+            except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk as a RuntimeError
+                aside.unlink(missing_ok=True)
+                reason = str(error).splitlines()[0][:200]
+                raise Refusal(
+                    f"the checkpoint of step {len(self.curve)} cannot be written to {path.parent}: {reason}; free some "
+                    "disk there and start again: training goes on from the checkpoint before"
+                ) from None
             os.replace(aside, path)
 
     def _resume(self) -> None:

@@ -1,5 +1,6 @@
 """Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
 
+import resource
 from functools import partial
 
 import numpy as np
@@ -49,7 +50,16 @@ def learn(settings, tokenizer, work, steps, **how):
 
 
 def trained(
-    settings, tokenizer, work, steps, stop_after=None, dropout=0.0, change=lambda model: None, evaluate=None, **training
+    settings,
+    tokenizer,
+    work,
+    steps,
+    stop_after=None,
+    dropout=0.0,
+    change=lambda model: None,
+    evaluate=None,
+    before_step=lambda step: None,
+    **training,
 ):
     """The model and the result of `steps` steps; `stop_after` kills the run in the middle of that step."""
     training = SETTINGS.model_copy(update=training)
@@ -62,6 +72,7 @@ def trained(
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed=1)
 
     def batch(step):
+        before_step(step)
         if step == stop_after:
             raise KeyboardInterrupt
         ids = torch.from_numpy(sequences.batch(step))
@@ -92,6 +103,24 @@ def test_dropout_goes_on_too_from_a_checkpoint_of_an_accelerator(settings, token
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")  # as it is saved on a GPU
         learn(settings, tokenizer, tmp_path / "stopped", 8, stop_after=6, dropout=0.2)
     assert learn(settings, tokenizer, tmp_path / "stopped", 8, dropout=0.2) == whole
+
+
+@pytest.mark.parametrize("settings", ["llama"], indirect=True)
+def test_a_full_disk_ends_it_with_what_to_do_and_it_goes_on_afterwards(settings, tokenizer, tmp_path):
+    whole = learn(settings, tokenizer, tmp_path / "whole", 8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filled(step):
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # writes end halfway, as on a full disk
+
+    try:
+        with pytest.raises(Refusal, match=r"checkpoint of step 8 cannot be written to .*; free some disk there"):
+            learn(settings, tokenizer, tmp_path / "full", 8, before_step=filled)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in (tmp_path / "full" / "state").iterdir()] == ["checkpoint.pt"]
+    assert learn(settings, tokenizer, tmp_path / "full", 8) == whole
 
 
 @pytest.mark.parametrize("settings", ["llama"], indirect=True)
