@@ -3,13 +3,18 @@
     python -m benchmarks.finetuning
 
 SmolLM2-135M-Instruct, held in bfloat16, gets a LoRA adapter of rank 16 from chats about the pages of a help (JSON
-lines with the field `en`), most of some hundred tokens and none of more than 1,024. All contenders see each chat once,
-in about as many steps, with the same learning rate, falling linearly. Each runs in a process of its own. Tokens are
-those of the chats, without padding, a second of processor time (of time on a GPU) from the first step to the end of
-the last; memory is the process's peak. The loss is measured on the same held-out chats, by the same function.
+lines with the field `en`), most of some hundred tokens and none of more than 1,024. Project and TRL train by one
+recipe: the same chats in each step and their order, the same loss a token, AdamW's settings, learning rate in each
+step, bounds of the gradient and random beginning, so that their losses must be equal but for rounding. What differs
+is how: TRL's defaults pad each batch and compute activations twice to save memory.
 
-TRL's defaults pad each batch and compute activations twice to save memory. Beside them stands TRL with its packing, and
-with packing and without that second computation, which comes nearest to what is done here.
+Each runs in a process of its own, on one thread (on a processor where other work runs, two that wait for each other
+measure that work). Tokens are those of the chats, without padding, a second of processor time (of time on a GPU) from
+the first step to the end of the last; the same by the clock is told beside it. Memory is the process's peak. The loss
+is measured on the same held-out chats, by the same function.
+
+`--packing` adds TRL with its packing, and with packing and without the second computation. Its batches are then rows
+of 1,024 tokens, not chats: other steps, so that their losses compare with nothing.
 """
 
 import argparse
@@ -37,9 +42,10 @@ IN_MEMORY = 2  # chats at a time, here: the same step in less memory
 PACKED_ROWS = 3  # of 1,024 tokens: about so many chats fit in; TRL counts its batches in rows where it packs
 RANK, ALPHA, LEARNING_RATE = 16, 32, 2e-4
 HELD_OUT = 32
+SEED = 1
 OWN, PEER = "this project", "TRL"
-PEERS: dict[str, dict[str, Any]] = {
-    PEER: {},
+Seconds = tuple[float, float]  # of processor time, and by the clock
+PACKED: dict[str, dict[str, Any]] = {
     "TRL, packing": {"packing": True},
     "TRL, packing, no checkpointing": {"packing": True, "gradient_checkpointing": False},
 }
@@ -93,13 +99,11 @@ def prepare(work: Path, pages: Path, steps: int) -> int:
     return sum(lengths)
 
 
-def train_own(work: Path, output: Path) -> float:
-    """Train with this project's payload; return the seconds of the training itself."""
+def recipe() -> Any:
+    """What both train by."""
     from khmer_assets.finetuning import sft
-    from khmer_assets.training import loop
-    from resources.payload import PayloadRun
 
-    settings = sft.Finetuning(
+    return sft.Finetuning(
         rank=RANK,
         alpha=ALPHA,
         dropout=0.0,
@@ -110,8 +114,16 @@ def train_own(work: Path, output: Path) -> float:
         epochs=1,
         checkpoint_every=1_000_000,
     )
-    spec = sft.Spec(base=work / "base", chats=work / "chats", settings=settings, context_length=CONTEXT, seed=1)
-    run, seconds, train = PayloadRun(output), 0.0, loop.train
+
+
+def train_own(work: Path, output: Path) -> tuple[Seconds, list[float]]:
+    """Train with this project's payload; the seconds of the training itself, and the loss of each step."""
+    from khmer_assets.finetuning import sft
+    from khmer_assets.training import loop
+    from resources.payload import PayloadRun
+
+    spec = sft.Spec(base=work / "base", chats=work / "chats", settings=recipe(), context_length=CONTEXT, seed=SEED)
+    run, seconds, train = PayloadRun(output), (0.0, 0.0), loop.train
 
     def timed(*arguments: Any) -> Any:
         nonlocal seconds
@@ -120,16 +132,31 @@ def train_own(work: Path, output: Path) -> float:
 
     setattr(loop, "train", timed)  # noqa: B010 (mypy) the payload looks it up when it runs; loading and encoding are not counted
     sft.main(spec, run)
-    return seconds
+    curve = json.loads((run.output / "training.json").read_text())["curve"]
+    return seconds, [point["loss"] for point in curve]
 
 
-def train_peer(work: Path, output: Path, **options: Any) -> float:
-    """Train with TRL; return the seconds of the training itself."""
+def train_peer(work: Path, output: Path, **options: Any) -> tuple[Seconds, list[float]]:
+    """Train with TRL; the seconds of the training itself, and the loss of each step."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+
+    from khmer_assets.finetuning.packing import chats_of_epoch
+    from khmer_assets.training.loop import Schedule
+    from khmer_assets.training.optimizers import BETAS
+
+    class InOneRecipe(SFTTrainer):  # type: ignore[misc]  # it has no types
+        """With this project's learning rate in each step."""
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            schedule, steps = Schedule(recipe(), num_training_steps), num_training_steps + 1
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda done: schedule.learning_rate_at((done + 1) / steps) / LEARNING_RATE
+            )
+            return self.lr_scheduler
 
     tokenizer = AutoTokenizer.from_pretrained(work / "base")
     said = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -143,49 +170,52 @@ def train_peer(work: Path, output: Path, **options: Any) -> float:
     tokenizer.chat_template = tokenizer.chat_template.replace(said, marked)
     assert "{% generation %}" in tokenizer.chat_template
     assert whole == tokenizer.apply_chat_template(chats[0], tokenize=False)
-    packing = {"per_device_train_batch_size": PACKED_ROWS} if options.get("packing") else {}
-    trainer = SFTTrainer(
+    rows = PACKED_ROWS if options.get("packing") else BATCH
+    order = chats_of_epoch(len(chats), BATCH, (SEED, 0)).flatten()
+    trainer = InOneRecipe(
         model=str(work / "base"),
         args=SFTConfig(
             output_dir=str(output / "trainer"),
             num_train_epochs=1,
             learning_rate=LEARNING_RATE,
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            seed=SEED,
+            train_sampling_strategy="sequential",
+            per_device_train_batch_size=rows,
+            logging_steps=1,
             assistant_only_loss=True,
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            **packing,
             **options,
         ),
-        train_dataset=Dataset.from_dict({"messages": chats}),
+        train_dataset=Dataset.from_dict({"messages": [chats[i] for i in order]}),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     seconds, _ = clocked(trainer.train)
     trainer.model.save_pretrained(output / "output")
-    return seconds
+    return seconds, [float(told["loss"]) for told in trainer.state.log_history if "loss" in told]
 
 
-def clocked(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of processor time that `work` takes, or of time where a GPU does it, and what it gives."""
-    import torch
-
-    clock = time.monotonic if torch.cuda.is_available() else time.process_time
-    started = clock()
+def clocked(work: Callable[[], Any]) -> tuple[Seconds, Any]:
+    """How long `work` takes, and what it gives."""
+    processor, clock = time.process_time(), time.monotonic()
     result = work()
-    return clock() - started, result
+    return (time.process_time() - processor, time.monotonic() - clock), result
 
 
 def contend(name: str, work: Path) -> dict[str, Any]:
-    """Train as the contender `name`; seconds, and the process's peak memory in MB."""
+    """Train as the contender `name`; seconds, the loss of each step, and the process's peak memory in MB."""
     import torch
 
     output = work / name
     output.mkdir()
-    seconds = train_own(work, output) if name == OWN else train_peer(work, output, **PEERS[name])
+    seconds, losses = train_own(work, output) if name == OWN else train_peer(work, output, **PACKED.get(name, {}))
     status = dict(row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines())
-    figures = {"seconds": seconds, "peak_memory_mb": int(status["VmHWM"].split()[0]) // 1024}
+    figures = {"seconds": seconds, "losses": losses, "peak_memory_mb": int(status["VmHWM"].split()[0]) // 1024}
     if torch.cuda.is_available():
         figures["peak_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
     return figures
@@ -212,8 +242,7 @@ def held_out_loss(work: Path, adapter: Path | None) -> float:
 def in_process_of_its_own(name: str, work: Path) -> dict[str, Any]:
     """What `contend` gives."""
     command = [sys.executable, "-m", "benchmarks.finetuning", "--contend", name, "--work", str(work)]
-    # threads that wait for each other would else take processor time
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name}: {done.stderr[-2000:]}")
@@ -222,9 +251,12 @@ def in_process_of_its_own(name: str, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Train each contender, print the table and the JSON line."""
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=Path, default=PROJECT.parent / "shared" / "data" / "office_help.jsonl")
     parser.add_argument("--steps", type=int, default=12, help=f"of {BATCH} chats each")
+    parser.add_argument("--packing", action="store_true", help="also TRL with its packing")
     parser.add_argument("--contend", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -237,13 +269,16 @@ def main() -> None:
     try:
         tokens = prepare(work, arguments.pages, arguments.steps)
         print(f"the base's loss: {held_out_loss(work, None):.4f}", flush=True)
-        rows = []
-        for name in (OWN, *PEERS):
+        rows, curves = [], []
+        for name in (OWN, PEER, *(PACKED if arguments.packing else ())):
             found = in_process_of_its_own(name, work)
+            processor, clock = found["seconds"]
+            curves.append(found["losses"])
             rows.append(
                 {
                     "": name,
-                    "tokens_per_second": tokens / found["seconds"],
+                    "tokens_per_second": tokens / (clock if torch.cuda.is_available() else processor),
+                    "tokens_per_second_by_the_clock": tokens / clock,
                     "loss": held_out_loss(work, work / name / "output"),
                     "peak_memory_mb": found["peak_memory_mb"],
                 }
@@ -252,6 +287,7 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
     print(markdown_table(pl.DataFrame(rows)))
+    print(f"the steps' losses differ by at most {max(abs(a - b) for a, b in zip(*curves[:2], strict=True)):.4f}")
     own, peer = rows[:2]
     ratio = own["tokens_per_second"] / peer["tokens_per_second"]
     figures = ("tokens_per_second", "loss", "peak_memory_mb")

@@ -99,6 +99,11 @@ class Recipe(Settings):
             raise ValueError("nobody gives labels: name teachers, or labels.corrections with those of persons")
         if self.pretraining is None and self.finetuning is None and not self.adapters:
             raise ValueError("nothing is trained: set finetuning, adapters or pretraining")
+        if self.finetuning is not None and self.finetuning.replays and self.pretraining is None:
+            raise ValueError("finetuning.replay learns text of pretraining again, and there is none: set pretraining")
+        for adapter in self.adapters:
+            if adapter.finetuning.replay:
+                raise ValueError(f"adapters: {adapter.name!r} has no text to replay; take out finetuning.replay")
         if self._context_length is None:
             raise ValueError("without pretraining, finetuning.context_length is needed (the longest chat, in tokens)")
         return self

@@ -8,6 +8,7 @@ import glob
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,10 @@ LAUNCH_VARIABLE = "KHMER_LAUNCH"
 class Compute(dg.ConfigurableResource):
     """This machine. Payloads work in `<home>/work`, one folder an artifact and spec, so that a killed one resumes.
 
-    `launch` is how many processes run a payload that can share its work (its module says `DISTRIBUTED = True`): a
-    number, or "auto" for as many as there are GPUs.
+    `launch` is how a payload is started that can share its work (its module says `DISTRIBUTED = True`): on so many
+    processes of this machine, or "auto" for as many as it has GPUs; or the beginning of a command line, such as
+    "srun --nodes 2 torchrun --nnodes 2 ...", that starts `-m MODULE ...`, which is put behind it, on several machines.
+    They need the same files under the same paths, and the environment.
     """
 
     home: str
@@ -133,20 +136,33 @@ def _run_in_child(
 
 def _command(payload: str, launch: str) -> list[str]:
     """How a payload is started. Torchrun ends all processes when one ends without success."""
-    count = _processes(launch) if getattr(importlib.import_module(payload), "DISTRIBUTED", False) else 1
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-    return [sys.executable, "-m", *(torchrun if count > 1 else []), "resources.payload", payload]
-
-
-def _processes(launch: str) -> int:
+    alone = [sys.executable, "-m", "resources.payload", payload]
+    if not getattr(importlib.import_module(payload), "DISTRIBUTED", False):
+        return alone
     if launch == "auto":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         # asking torch would take seconds
-        gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else list(filter(None, visible.split(",")))
-        return max(1, len(gpus))
-    if not launch.isdecimal() or int(launch) < 1:
-        raise dg.Failure(f'launch is {launch!r}; expected "auto" or a number of processes', allow_retries=False)
-    return int(launch)
+        count = len(glob.glob("/dev/nvidia[0-9]*") if visible is None else list(filter(None, visible.split(","))))
+    elif launch.isdecimal() and int(launch):
+        count = int(launch)
+    else:
+        return [*_launcher(launch), *alone[1:]]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    return [sys.executable, "-m", *torchrun, *alone[2:]] if count > 1 else alone
+
+
+def _launcher(launch: str) -> list[str]:
+    try:
+        words = shlex.split(launch)
+    except ValueError:  # a quotation mark without its end
+        words = []
+    if not words or shutil.which(words[0]) is None:
+        raise dg.Failure(
+            f'launch is {launch!r}; expected "auto", a number of processes, or a command such as "srun --nodes 2 '
+            'torchrun ..." whose program is on the PATH',
+            allow_retries=False,
+        )
+    return words
 
 
 def _is_markdown(value: Any) -> bool:

@@ -25,13 +25,14 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
     `context_length` (tokens) bounds the chats.
     """
     partitions = dg.StaticPartitionsDefinition(list(settings.runs)) if settings.runs else None
+    replayed = {"packed": dg.AssetIn("packed_dataset")} if settings.replays else {}
     common: dict[str, Any] = {"group_name": "finetuning", "io_manager_key": "folders", "kinds": {"huggingface"}}
 
     @dg.asset(
         **common,
         pool=GPU_POOL,
         partitions_def=partitions,
-        ins={"base": dg.AssetIn(base)},
+        ins={"base": dg.AssetIn(base), **replayed},
         code_version=f"{code_version(2, finetuning=settings, seed=seed)}-{context_length}",
     )
     def sft_adapter(
@@ -40,11 +41,13 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
         mlflow: dg.ResourceParam[Any],
         base: Path,
         chat_dataset: Path,
+        **others: Path,
     ) -> Iterator[dg.Output[Path]]:
         """A peft folder: a LoRA adapter trained on the answers of the chats; `training.json` holds the loss curve."""
         spec = sft.Spec(
             base=base,
             chats=chat_dataset,
+            packed=others.get("packed"),
             settings=settings.of(context.partition_key if settings.runs else None),
             context_length=context_length,
             seed=seed,

@@ -31,6 +31,11 @@ class FinetuningRuns(Finetuning):
                 raise ValueError("; ".join(mistakes(error, f"runs.{name}.", f"runs.{name}"))) from None
         return self
 
+    @property
+    def replays(self) -> bool:
+        """Whether text is replayed in any of them."""
+        return any(self.of(name).replay for name in self.runs or [None])
+
     def of(self, name: str | None) -> Finetuning:
         """The settings of one run; of the only one, where there are no runs."""
         common = self.model_dump(exclude={"runs"})

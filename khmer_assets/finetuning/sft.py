@@ -1,7 +1,8 @@
 """Supervised finetuning: a LoRA adapter that learns the assistant's answers, and nothing but the answers."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from khmer_assets.finetuning.lora import Lora
 from khmer_assets.foundation import plots
 from khmer_assets.foundation.settings import PositiveInt
 from khmer_assets.instructions.chats import chats_of
+from khmer_assets.pretraining import packing as text
 from khmer_assets.training.held_out import measured
 from khmer_assets.training.models import IGNORED, Precision, autocast
 from khmer_assets.training.settings import TrainingSettings
@@ -27,11 +29,15 @@ class Finetuning(TrainingSettings, Lora):
     A step is `batch_size` chats. `micro_batch_size` of them are in memory at a time; they share one row without seeing
     each other, so that nothing is padding. `context_length` is in tokens, null for that of pretraining. A chat that is
     longer is set aside, or truncated (it then has no end to learn).
+
+    `replay`: of the tokens that are learned, the share that is text of pretraining, in which the model would else be
+    worse and worse the more chats it learns.
     """
 
     context_length: Annotated[int, Field(ge=16)] | None = None
     epochs: PositiveInt
     too_long: TooLong = "set aside"
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 DISTRIBUTED = True
@@ -39,13 +45,15 @@ VALIDATION_CHATS = 200  # that are scored
 
 
 class Spec(BaseModel):
-    """`base` is any transformers folder with a chat template, `chats` that of chat_dataset; the context in tokens.
+    """`base` is any transformers folder with a chat template, `chats` that of chat_dataset, `packed` that of
+    packed_dataset, whose text is replayed; the context in tokens.
 
     Where base.json does not say that the model knows the marks of a chat, their embeddings are trained too.
     """
 
     base: Path
     chats: Path
+    packed: Path | None = None
     settings: Finetuning
     context_length: int
     seed: int
@@ -85,22 +93,24 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     schedule = Schedule(settings, steps=steps_an_epoch * settings.epochs)
 
     size = engines.micro_batch_size(settings)
+    replayed = _replayed(spec, examples)
 
     def batch(step: int, packs: bool) -> list[dict[str, torch.Tensor]]:
         epoch, index = divmod(step, steps_an_epoch)
         chosen = packing.chats_of_epoch(len(examples), settings.batch_size, (spec.seed, epoch))[index]
         parts = packing.micro_batches([examples[i] for i in chosen], size)
+        parts[-1] += replayed(step)  # to the shortest chats
         return [packing.packed(part) if packs else packing.padded(part, pad) for part in parts]
 
     validation = encoded["validation"].examples[:VALIDATION_CHATS]
 
-    def evaluate() -> float:
-        return answer_loss(model, validation, settings.precision)
+    def evaluate(rank: int, count: int) -> tuple[float, int]:
+        return answer_nats(model, validation[rank::count], settings.precision)
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.log(f"{len(examples):,} chats, {schedule.steps:,} steps, {trained:,} weights to train")
     run.parameters(**settings.model_dump(), steps=schedule.steps, seed=spec.seed)
-    needed = _require_memory(model, examples, size, settings)
+    needed = _require_memory(model, [*examples, *replayed(0)], size, settings)
     with packing.keeps_apart(base, examples, settings.precision) as difference:
         packs = difference is not None
         run.log(
@@ -114,7 +124,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         return {}
     model.eval()
     model.save_pretrained(run.output)
-    validation_loss, not_scored = measured(evaluate) if validation else (None, "there is no validation chat")
+    scored = partial(answer_loss, model, validation, settings.precision)
+    validation_loss, not_scored = measured(scored) if validation else (None, "there is no validation chat")
     told = {"not_scored": not_scored} if not_scored else {}
     training = {
         "base": spec.base.name,
@@ -145,6 +156,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 def answer_loss(model: Any, examples: Sequence[Example], precision: Precision) -> float:
     """The mean loss of what the assistant says in the examples, in nats a token of all answers together."""
+    nats, tokens = answer_nats(model, examples, precision)
+    return nats / tokens
+
+
+def answer_nats(model: Any, examples: Sequence[Example], precision: Precision) -> tuple[float, int]:
+    """The loss of all that the assistant says in the examples, in nats, and of how many tokens."""
     import torch
 
     nats, tokens = 0.0, 0
@@ -155,7 +172,7 @@ def answer_loss(model: Any, examples: Sequence[Example], precision: Precision) -
             logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits[0]
         nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places + 1], reduction="sum"))
         tokens += len(places)
-    return nats / tokens
+    return nats, tokens
 
 
 def _log_reports(reports: dict[str, dict[str, Any]], run: PayloadRun) -> None:
@@ -165,6 +182,23 @@ def _log_reports(reports: dict[str, dict[str, Any]], run: PayloadRun) -> None:
         for what in ("truncated", "last_turn_only", "endless"):
             if report[what]:
                 run.log(f"{split}: {report[what]:,} of {report['trained']:,} chats are {what.replace('_', ' ')}")
+
+
+def _replayed(spec: Spec, examples: Sequence[Example]) -> Callable[[int], list[Example]]:
+    """Gives the text that each step learns beside its chats: as many sequences of the packed text, and as long, as
+    `replay` asks for on the average."""
+    share = spec.settings.replay
+    if not share:
+        return lambda step: []
+    if spec.packed is None:
+        raise Refusal(f"finetuning.replay is {share}, but there is no text of pretraining; set replay to 0")
+    learned = sum(label != IGNORED for example in examples for label in example.labels) / len(examples)
+    tokens = round(learned * spec.settings.batch_size * share / (1 - share))
+    count = math.ceil(tokens / spec.context_length) or 1
+    stream = text.open_stream(spec.packed)
+    width = min(max(2, round(tokens / count)), len(stream))
+    sequences = text.PackedSequences(stream, width, count, spec.seed)
+    return lambda step: [Example(ids, ids) for ids in sequences.batch(step).tolist()]
 
 
 def _require_enough(encoded: Encoded, batch_size: int, context_length: int) -> None:

@@ -83,13 +83,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         ids = torch.from_numpy(sequences.batch(step))
         return [{"input_ids": part, "labels": part} for part in torch.split(ids, size)]
 
-    def evaluate() -> float:
-        return held_out.mean_loss(quality())
+    def evaluate(rank: int, count: int) -> tuple[float, int]:
+        return held_out.loss_of(quality(rank, count))
 
-    def quality() -> dict[str, dict[str, float]]:
-        return held_out.quality_by_language(
-            held_out.model_scorer(model), tokenizer, spec.mixture, settings.context_length, spec.max_documents
-        )
+    def quality(rank: int = 0, count: int = 1) -> dict[str, dict[str, float]]:
+        score, length = held_out.model_scorer(model), settings.context_length
+        share = slice(rank, None, count)
+        return held_out.quality_by_language(score, tokenizer, spec.mixture, length, spec.max_documents, share)
 
     optimizer = continued_optimizer(model, spec)
     result = train(model, batch, Schedule(settings, settings.steps), run, evaluate, optimizer)

@@ -5,7 +5,7 @@ A curve has a point a step, as `loop.TrainingResult` says.
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ MEDIAN_OF = 200  # steps before those
 EXPLODED = 2.0  # times that median
 DRIFT = 0.5  # nats a token
 CLIPPED = 0.05  # of the steps
+HOT = 85.0  # °C; not far above it, makers let their accelerators slow down
+IDLE = 50.0  # % of the time
 
 Curve = Sequence[dict[str, float]]
 
@@ -68,6 +70,19 @@ def alarms(curve: Curve, settings: TrainingSettings, clipping_matters: bool) -> 
         found["gradients_clipped"] = (
             f"{clipped:.0%} of the steps had gradients longer than max_gradient_norm ({settings.max_gradient_norm}); "
             f"lower learning_rate ({settings.learning_rate}) or raise it"
+        )
+    return found
+
+
+def accelerator_alarms(figures: Mapping[str, float], settings: TrainingSettings) -> dict[str, str]:
+    """Warnings on the `figures` of `TrainingResult`, a text a name. They are not of what was trained."""
+    found = {}
+    if (celsius := figures.get("hottest_celsius", 0.0)) >= HOT:
+        found["gpu_is_hot"] = f"a GPU was at {celsius:.0f} °C, where it slows down; look at its cooling"
+    if (load := figures.get("gpu_load", 100.0)) < IDLE:
+        found["gpu_is_idle"] = (
+            f"the GPU computed in {load:.0f}% of the time; raise micro_batch_size ({settings.micro_batch_size}), or "
+            "take gradient_checkpointing away if the memory allows"
         )
     return found
 

@@ -1,5 +1,5 @@
-"""What updates a model's weights: one process, several that share the work (DDP), or several that also share the
-optimizer's state (DeepSpeed's ZeRO). The loop does not see which.
+"""What updates a model's weights: one process, or several that share the work (DDP). Those that also share weights or
+the optimizer's state are in `sharding.py`. The loop does not see which.
 
 Processes are those that torchrun has started (`resources/compute.py`). Their checkpoints are alike: what any number
 of them has written, any other number can load.
@@ -7,17 +7,16 @@ of them has written, any other number can load.
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from khmer_assets.training.loss import TokenLoss, label_tokens
 from khmer_assets.training.models import device
-from khmer_assets.training.optimizers import Optimizer, Stepper, adamw, adamw_groups
+from khmer_assets.training.optimizers import Optimizer, Stepper
 from khmer_assets.training.settings import TrainingSettings
-from resources.payload import Refusal
 
 Parts = Sequence[dict[str, torch.Tensor]]
 
@@ -90,9 +89,9 @@ class Engine:
         """The sum over all processes."""
         return value
 
-    def agreed(self, value: float) -> float:
-        """The first process's value, for all of them."""
-        return value
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it, each process has all weights, and computes with them without the others."""
+        return nullcontext()
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all processes."""
@@ -127,7 +126,7 @@ class Engine:
 
     def optimizer_bytes(self) -> int:
         """What this process keeps of the optimizer's state."""
-        return _bytes(self.optimizer_state())
+        return size_of(self.optimizer_state())
 
     def close(self) -> None:
         """End what the processes have in common; each goes on alone, with the whole model."""
@@ -161,10 +160,6 @@ class Together(Engine):
         """The sum over all processes."""
         return self.accelerator.reduce(value, reduction="sum")
 
-    def agreed(self, value: float) -> float:
-        """The first process's value, for all of them."""
-        return float(self.gathered(value)[0])
-
     def gathered(self, value: Any) -> list[Any]:
         """The values of all processes."""
         from accelerate.utils import gather_object
@@ -179,122 +174,6 @@ class Together(Engine):
         self.accelerator.free_memory()
         torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(True)
-
-
-class Sharded(Together):
-    """Several processes that keep a part of AdamW's state and of the gradients each (ZeRO-2).
-
-    DeepSpeed is imported here alone: it takes seconds, and writes warnings.
-    """
-
-    engine: Any
-
-    def prepare(self) -> None:
-        """Give loss and optimizer to DeepSpeed."""
-        if self.optimizer is not None:
-            raise Refusal("this optimizer cannot be sharded; set sharding: none")
-        if not torch.cuda.is_available():
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise Refusal(f"sharding needs DeepSpeed ({error}); install deepspeed, or set sharding: none") from None
-        # exchange through shared memory, which a C++ compiler would be needed for; gloo does it as well
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        config = {
-            "train_micro_batch_size_per_gpu": 1,  # it is asked for, and told of nothing: the loop counts tokens
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": self.settings.max_gradient_norm,
-            "zero_optimization": {"stage": 2, "overlap_comm": torch.cuda.is_available()},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
-        self.adamw = adamw(adamw_groups(self.model, self.settings.weight_decay))
-        self.parameters = [p for group in self.adamw.param_groups for p in group["params"]]
-        self.engine, *_ = deepspeed.initialize(model=self.loss, optimizer=self.adamw, config=config)
-        self.loss = self.engine
-        for shard in self._shards():
-            step = torch.zeros((), device=shard.device if self.adamw.defaults["fused"] else "cpu")
-            self.engine.optimizer.optimizer.state[shard] = {
-                "step": step,
-                "exp_avg": torch.zeros_like(shard),
-                "exp_avg_sq": torch.zeros_like(shard),
-            }
-        # DeepSpeed would do so after the update of the first group of parameters, and miss the states of the others
-        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _shards(self) -> list[torch.Tensor]:
-        return [shard for group in self.engine.optimizer.optimizer.param_groups for shard in group["params"]]
-
-    def without_exchange(self) -> Any:
-        """DeepSpeed is told with the backward pass."""
-        return nullcontext()
-
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add to the gradients; `last` in a step."""
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss)
-
-    def apply(self, learning_rate: float) -> torch.Tensor:
-        """Clip and update; gives the gradient's norm before."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.engine.step()
-        return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state as one process would have it."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        state = {
-            index: {
-                "step": self._updates(),
-                **{key: self._kept(safe_get_full_optimizer_state(p, key)) for key in ("exp_avg", "exp_avg_sq")},
-            }
-            for index, p in enumerate(self.parameters)
-        }
-        groups = adamw(adamw_groups(self.model, self.settings.weight_decay)).state_dict()["param_groups"]
-        return {"adamw": {"state": state, "param_groups": groups}, "muon": None}
-
-    def load(self, weights: dict[str, torch.Tensor], optimizer: dict[str, Any] | None) -> None:
-        """Go on from saved weights, and from an optimizer's state where one is given."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in self.trainable().items():
-            value = weights[name].to(self.device)
-            parameter.data.copy_(value)
-            safe_set_full_fp32_param(parameter, value)
-        if optimizer is not None:
-            saved = optimizer["adamw"]["state"]
-            for shard in self._shards():
-                self.engine.optimizer.optimizer.state[shard]["step"].copy_(saved[0]["step"])
-            for index, parameter in enumerate(self.parameters):
-                for key in ("exp_avg", "exp_avg_sq"):
-                    safe_set_full_optimizer_state(parameter, saved[index][key].to(self.device), key)
-
-    def optimizer_bytes(self) -> int:
-        """What this process keeps of the optimizer's state."""
-        return _bytes(dict(self.engine.optimizer.optimizer.state))
-
-    def close(self) -> None:
-        """End what the processes have in common; each goes on alone, with the whole model."""
-        self.engine.destroy()
-        super().close()
-
-    def _updates(self) -> torch.Tensor:
-        return self.engine.optimizer.optimizer.state[self._shards()[0]]["step"].cpu().clone()
-
-    def _kept(self, value: torch.Tensor) -> torch.Tensor:
-        """On the first process alone, which saves it."""
-        return value.cpu() if self.rank == 0 else torch.empty(0)
-
-
-def engine(model: Any, settings: TrainingSettings, optimizer: Stepper | None = None) -> Engine:
-    """The engine for the settings and the processes that are there."""
-    kind: Callable[..., Engine] = Engine
-    if processes() > 1:
-        kind = Together if settings.sharding == "none" else Sharded
-    return kind(model, settings, optimizer)
 
 
 def _keep_trainable(model: torch.nn.Module) -> None:
@@ -316,9 +195,10 @@ def _none_of(labels: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, t
     return positions[:0], targets[:0]
 
 
-def _bytes(state: Any) -> int:
+def size_of(state: Any) -> int:
+    """The bytes of the tensors in an optimizer's state."""
     if isinstance(state, torch.Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, dict):
-        return sum(map(_bytes, state.values()))
-    return sum(map(_bytes, state)) if isinstance(state, list) else 0
+        return sum(map(size_of, state.values()))
+    return sum(map(size_of, state)) if isinstance(state, list) else 0

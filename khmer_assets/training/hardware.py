@@ -55,6 +55,21 @@ def memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def sensors() -> dict[str, float]:
+    """Temperature (°C), load (%) and power (W) of this process's accelerator now; nothing where it does not tell them,
+    or where the library that asks its driver (NVIDIA's: nvidia-ml-py) is not installed."""
+    if not torch.cuda.is_available():
+        return {}
+    try:
+        return {
+            "gpu_celsius": float(torch.cuda.temperature()),
+            "gpu_load": float(torch.cuda.utilization()),
+            "gpu_watts": torch.cuda.power_draw() / 1000,
+        }
+    except Exception:  # each library has errors of its own
+        return {}
+
+
 def _size(parameter: torch.nn.Parameter) -> int:
     """How many weights it stands for: bitsandbytes keeps two in a byte, and knows their shape."""
     state = getattr(parameter, "quant_state", None)

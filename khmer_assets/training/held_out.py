@@ -102,21 +102,29 @@ def measured(measure: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def quality_by_language(
-    score: Scorer, tokenizer: Any, mixture: Path, context_length: int, max_documents: int
+    score: Scorer,
+    tokenizer: Any,
+    mixture: Path,
+    context_length: int,
+    max_documents: int,
+    share: slice = slice(None),
 ) -> dict[str, dict[str, float]]:
-    """`held_out_quality` on the validation split of training_mixture, by language."""
+    """`held_out_quality` on the validation split of training_mixture, by language; or on a `share` of each language's
+    texts. A language of which there is none is left out."""
     end = end_of_text_id(tokenizer)
+    texts_of = validation_texts(mixture, max_documents)
     return {
-        language: held_out_quality(score, tokenizer, end, texts, context_length)
-        for language, texts in validation_texts(mixture, max_documents).items()
+        language: held_out_quality(score, tokenizer, end, texts[share], context_length)
+        for language, texts in texts_of.items()
+        if texts[share]
     }
 
 
-def mean_loss(quality: dict[str, dict[str, float]]) -> float:
-    """The loss, in nats a token, over the texts of all languages of `quality_by_language`."""
-    tokens = [figures["tokens_per_character"] * figures["characters"] for figures in quality.values()]
+def loss_of(quality: dict[str, dict[str, float]]) -> tuple[float, int]:
+    """The loss, in nats, of the texts of all languages of `quality_by_language`, and the number of their tokens."""
+    tokens = [round(figures["tokens_per_character"] * figures["characters"]) for figures in quality.values()]
     nats = [count * math.log(figures["perplexity"]) for count, figures in zip(tokens, quality.values(), strict=True)]
-    return sum(nats) / sum(tokens)
+    return sum(nats), sum(tokens)
 
 
 def validation_texts(mixture: Path, max_documents: int) -> dict[str, list[str]]:

@@ -20,16 +20,21 @@ import torch
 
 from khmer_assets.foundation import plots
 from khmer_assets.training import hardware
-from khmer_assets.training.alarms import alarms, clipped_share, why_stop
-from khmer_assets.training.engines import Engine, engine
+from khmer_assets.training.alarms import accelerator_alarms, alarms, clipped_share, why_stop
+from khmer_assets.training.engines import Engine
 from khmer_assets.training.optimizers import Stepper
 from khmer_assets.training.settings import TrainingSettings
+from khmer_assets.training.sharding import engine
 from resources.payload import PayloadRun, Refusal
 
 DECAY = 0.2  # of the training, at the end of a constant learning rate
 REPORT_SECONDS = 5.0
 FETCH_STEPS = 10  # on an accelerator, which would else wait for the loss to be looked at in each step
 CHECKPOINT = "checkpoint.pt"
+
+Evaluate = Callable[[int, int], tuple[float, int]]
+"""Gives the loss (the sum, in nats) and the number of tokens of a process's share of the validation texts: of so many
+processes (the second argument) it is this one (the first, from 0). The model is in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class TrainingResult:
     clipped)}, and "validation_loss" where it was measured. `best_step` is the step of the lowest one, whose weights the
     model has; None when none was measured. `alarms` are what somebody should look at, a text a name. `figures` are
     tokens_per_second (of all processes), share_of_peak where it is known, training_memory_mb (of the accelerator where
-    there is one), clipped (share of the steps), and optimizer_mb of each process's part of the optimizer's state.
+    there is one), clipped (share of the steps), and optimizer_mb of each process's part of the optimizer's state; of an
+    accelerator that tells them also gpu_load (%, mean), hottest_celsius, and energy_wh of all processes since the last
+    start.
     """
 
     curve: list[dict[str, float]]
@@ -78,14 +85,14 @@ def train(
     batch: Callable[[int], Sequence[dict[str, torch.Tensor]]],
     schedule: Schedule,
     run: PayloadRun,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Evaluate | None = None,
     optimizer: Stepper | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
     `batch(step)` gives the step's micro-batches in order: the model's keyword arguments, on the CPU, with `labels`. It
-    runs beside the step before, and draws nothing from torch's own random numbers. `evaluate` gives the validation loss
-    in nats a token, asked for every `evaluate_every` steps and at the end; the model is then in evaluation mode.
+    runs beside the step before, and draws nothing from torch's own random numbers. `evaluate` is asked every
+    `evaluate_every` steps and at the end.
     `optimizer` is another than `Optimizer`. Raises `Refusal` when the loss stops being a number or explodes.
 
     Each of several processes calls it with the same arguments, and is alone again when it returns.
@@ -99,7 +106,7 @@ class _Training:
         model: Any,
         schedule: Schedule,
         run: PayloadRun,
-        evaluate: Callable[[], float] | None,
+        evaluate: Evaluate | None,
         optimizer: Stepper | None,
     ):
         self.model, self.schedule, self.settings, self.run = model, schedule, schedule.settings, run
@@ -113,6 +120,8 @@ class _Training:
         self.waiting: list[tuple[float, torch.Tensor, torch.Tensor]] = []  # learning rate, loss and norm of a step
         self.tokens, self.reported_at, self.reported_steps = 0, 0.0, 0
         self.width = 0
+        self.sensed: list[dict[str, float]] = []
+        self.joules = 0.0
 
     def finish(self, batch: Callable[[int], Sequence[dict[str, torch.Tensor]]]) -> TrainingResult:
         """Train to the last step, or until patience is at its end."""
@@ -155,9 +164,11 @@ class _Training:
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         self.model.eval()
-        with torch.no_grad():
-            loss = self.engine.agreed(self.evaluate())
+        with torch.no_grad(), self.engine.whole():
+            share = self.evaluate(self.engine.rank, self.engine.count)
         self.model.train()
+        nats, tokens = self.engine.total(torch.tensor(share, dtype=torch.float64, device=self.engine.device)).tolist()
+        loss = nats / tokens
         self.curve[-1]["validation_loss"] = loss
         step = len(self.curve)
         self.run.log(f"step {step}/{self.schedule.steps}  validation loss {loss:.3f}")
@@ -196,7 +207,15 @@ class _Training:
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         if self.engine.rank == 0:
             aside = path.with_suffix(".aside")
-            torch.save(state, aside)
+            try:
+                torch.save(state, aside)
+            except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk as a RuntimeError
+                aside.unlink(missing_ok=True)
+                reason = str(error).splitlines()[0][:200]
+                raise Refusal(
+                    f"the checkpoint of step {len(self.curve)} cannot be written to {path.parent}: {reason}; free some "
+                    "disk there and start again: training goes on from the checkpoint before"
+                ) from None
             os.replace(aside, path)
 
     def _resume(self) -> None:
@@ -226,8 +245,11 @@ class _Training:
     def _report(self, last: bool) -> None:
         if not last and time.monotonic() - self.reported_at <= REPORT_SECONDS:
             return
-        self.reported_at, done = time.monotonic(), len(self.curve)
+        since, self.reported_at, done = self.reported_at or self.started, time.monotonic(), len(self.curve)
         figures = self._figures()
+        if told := hardware.sensors():
+            self.sensed.append(told)
+            self.joules += told["gpu_watts"] * (self.reported_at - since)
         to_go = (self.schedule.steps - done) * (self.reported_at - self.started) / (done - self.resumed)
         share = f"  {figures['share_of_peak']:.0%} of peak" if "share_of_peak" in figures else ""
         self.run.log(
@@ -238,13 +260,17 @@ class _Training:
         for point in self.curve[self.reported_steps :: 5]:
             values = {name: point[name] for name in ("loss", "learning_rate", "gradient_norm")}
             self.run.metrics(int(point["step"]), **values)
-        self.run.metrics(done, **figures)
+        self.run.metrics(done, **figures, **told)
         self.reported_steps = done
 
     def _result(self) -> TrainingResult:
         figures = self._figures() if self.tokens else {}
         figures["clipped"] = clipped_share(self.curve, self.settings)
         sizes = self.engine.gathered(self.engine.optimizer_bytes() / 2**20)
+        if self.sensed:
+            figures["hottest_celsius"] = max(told["gpu_celsius"] for told in self.sensed)
+            figures["gpu_load"] = sum(told["gpu_load"] for told in self.sensed) / len(self.sensed)
+            figures["energy_wh"] = sum(self.engine.gathered(self.joules)) / 3600
         figures |= {f"optimizer_mb_{rank}" if len(sizes) > 1 else "optimizer_mb": mb for rank, mb in enumerate(sizes)}
         if len(sizes) > 1:
             each = ", ".join(f"{mb:,.1f}" for mb in sizes)
@@ -256,7 +282,7 @@ class _Training:
         if best is not None and best != len(self.curve):
             self._load_best(best)
         found = alarms(self.curve, self.settings, clipping_matters=self.engine.clipping_matters)
-        for name, text in found.items():
+        for name, text in (found | accelerator_alarms(figures, self.settings)).items():
             self.run.log(f"alarm: {text}")
             self.run.tag(f"alarm.{name}", text)
         return TrainingResult(self.curve, best, found, figures)

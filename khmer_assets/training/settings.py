@@ -20,7 +20,7 @@ class TrainingSettings(Settings):
 
     A checkpoint is written every `checkpoint_every` steps, and the validation loss is measured every `evaluate_every`,
     null for never. The best weights are kept; after `patience` evaluations without a better one, training stops.
-    `sharding` is DeepSpeed's: zero2 spreads gradients and the optimizer's state over the processes.
+    `sharding`: zero2 spreads gradients and the optimizer's state over the processes, zero3 the weights too.
     """
 
     precision: Precision = "auto"
@@ -35,7 +35,7 @@ class TrainingSettings(Settings):
     checkpoint_every: PositiveInt
     evaluate_every: PositiveInt | None = None
     patience: PositiveInt | None = None
-    sharding: Literal["none", "zero2"] = "none"
+    sharding: Literal["none", "zero2", "zero3"] = "none"
 
     @model_validator(mode="after")
     def _patience_has_evaluations(self) -> "TrainingSettings":

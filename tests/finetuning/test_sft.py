@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -149,6 +150,25 @@ def test_packed_and_micro_batched_it_learns_what_whole_batches_learn(base, chats
         sft.main(specified(base, chats, micro_batch_size=size, epochs=2), run)
         curves.append([point["loss"] for point in json.loads((run.output / "training.json").read_text())["curve"]])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_text_is_learned_beside_the_chats_where_it_is_replayed(base, chats, tmp_path):
+    from peft import PeftModel
+
+    (tmp_path / "packed").mkdir()
+    text = AutoTokenizer.from_pretrained(base)("ផ្ទះរបស់ខ្ញុំនៅជិតទន្លេ។ មេឃពណ៌ខៀវ។ " * 4)["input_ids"]
+    np.array(text * 3, dtype="<u4").tofile(tmp_path / "packed" / "train.bin")
+    losses = {}
+    for share in (0.0, 0.5):
+        spec = specified(base, chats, replay=share, epochs=6).model_copy(update={"packed": tmp_path / "packed"})
+        run = PayloadRun(tmp_path / f"{share}")
+        sft.main(spec, run)
+        ids = torch.tensor([text])
+        with torch.inference_mode():
+            losses[share] = float(PeftModel.from_pretrained(load_model(base), run.output)(ids, labels=ids).loss)
+    assert losses[0.5] < losses[0.0] - 1
+    with pytest.raises(Refusal, match="no text of pretraining"):
+        sft.main(specified(base, chats, replay=0.5), PayloadRun(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from khmer_assets.training.alarms import alarms, why_stop
+from khmer_assets.training.alarms import accelerator_alarms, alarms, why_stop
 from khmer_assets.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(learning_rate=0.01, warmup_ratio=0.1, batch_size=2, checkpoint_every=10)
@@ -56,3 +56,12 @@ def test_clipping_is_no_alarm_in_the_warm_up_nor_for_muon():
     points = curve(FALLING[:10], norm=9.0) + curve(FALLING[10:])
     assert alarms(points, SETTINGS, clipping_matters=True) == {}
     assert alarms(curve(FALLING, norm=9.0), SETTINGS, clipping_matters=False) == {}
+
+
+def test_an_accelerator_that_is_hot_or_waits_is_told():
+    assert (
+        accelerator_alarms({}, SETTINGS) == accelerator_alarms({"hottest_celsius": 70, "gpu_load": 95}, SETTINGS) == {}
+    )
+    found = accelerator_alarms({"hottest_celsius": 88.0, "gpu_load": 31.0}, SETTINGS)
+    assert list(found) == ["gpu_is_hot", "gpu_is_idle"]
+    assert "88 °C" in found["gpu_is_hot"] and "31% of the time; raise micro_batch_size" in found["gpu_is_idle"]

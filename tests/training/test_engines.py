@@ -3,12 +3,15 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +22,7 @@ from khmer_assets.finetuning import lora
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.training.engines import Engine
 from khmer_assets.training.settings import TrainingSettings
+from resources import compute
 from resources.compute import Compute
 from resources.storage import FoldersIOManager, Store
 from tests.tiny_model import save_tiny_model
@@ -37,8 +41,8 @@ SETTINGS = TrainingSettings(
 STEPS = 20
 
 
-def trained(home: Path, launch: int, **spec) -> dg.ExecuteInProcessResult:
-    """The tiny training as an asset, on so many processes."""
+def trained(home: Path, launch: str | int, **spec) -> dg.ExecuteInProcessResult:
+    """The tiny training as an asset, with this `launch` of its processes."""
 
     @dg.asset(io_manager_key="folders")
     def tiny(context: dg.AssetExecutionContext, compute: Compute) -> Iterator[dg.Output[Path]]:
@@ -88,20 +92,64 @@ def test_gradients_flow_through_a_base_of_4_bits_though_it_was_evaluated(evaluat
     assert not [name for name, p in engine.trainable().items() if torch.equal(p, former[name])]
 
 
+@pytest.mark.parametrize("launch", ["0", "no_such_program --nodes 2", "srun 'half"])
+def test_a_launch_that_starts_nothing_is_refused(launch):
+    with pytest.raises(dg.Failure, match='expected "auto", a number of processes, or a command'):
+        compute._command(tiny_training.__name__, launch)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[TrainingSettings], dict]:
+    """What one process comes to; whatever is sharded, that is the same."""
+
+    @cache
+    def of(sharded: bool) -> dict:
+        home = tmp_path_factory.mktemp("alone")
+        sharding = "zero2" if sharded else "none"
+        assert trained(
+            home, 1, settings=SETTINGS.model_copy(update={"sharding": sharding, "evaluate_every": 10})
+        ).success
+        return result(home)
+
+    return lambda settings: of(settings.sharding != "none")
+
+
+def two_machines(folder: Path) -> str:
+    """A launch of two torchruns of a process each, which meet on a port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"--nnodes 2 --nproc-per-node 1 --master-addr 127.0.0.1 --master-port {free.getsockname()[1]}"
+    torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run {meeting}"
+    script = folder / "machines.sh"
+    script.write_text(f'{torchrun} --node-rank 1 "$@" & {torchrun} --node-rank 0 "$@" && wait $!')
+    return f"sh {shlex.quote(str(script))}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "zero2"])
-def test_two_processes_have_the_losses_of_one(sharding, tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "zero2", "zero3"])
+def test_two_processes_have_the_losses_of_one(sharding, alone, tmp_path):
     settings = SETTINGS.model_copy(update={"sharding": sharding, "evaluate_every": 10})
-    for launch in (1, 2):
-        assert trained(tmp_path / str(launch), launch, settings=settings).success
-    one, two = result(tmp_path / "1"), result(tmp_path / "2")
+    spec = {"settings": settings, "breaks_once": 12 if sharding == "zero3" else None}
+    launch = two_machines(tmp_path) if sharding == "none" else "2"
+    if sharding == "zero3":
+        assert not trained(tmp_path / "two", launch, **spec).success
+        shutil.copytree(tmp_path / "two", tmp_path / "one")
+        assert trained(tmp_path / "one", "1", **spec).success  # goes on alone
+        are_alike(alone(settings), result(tmp_path / "one"))
+    assert trained(tmp_path / "two", launch, **spec).success
+    one, two = alone(settings), result(tmp_path / "two")
+    are_alike(one, two)
+    share = two["optimizer_mb_1"] / one["optimizer_mb"]
+    assert share == pytest.approx(1 if sharding == "none" else 0.5, abs=0.01)
+
+
+def are_alike(one: dict, other: dict) -> None:
+    """The losses, gradients and weights of two trainings."""
     for measure in ("loss", "gradient_norm"):
         measured = [point[measure] for point in one["curve"]]
-        assert [point[measure] for point in two["curve"]] == pytest.approx(measured, abs=1e-3)
-    assert two["weight"] == pytest.approx(one["weight"], rel=1e-4)
-    assert one["curve"][-1]["validation_loss"] == pytest.approx(two["curve"][-1]["validation_loss"], abs=1e-3)
-    share = two["optimizer_mb_1"] / one["optimizer_mb"]
-    assert share == pytest.approx(0.5 if sharding == "zero2" else 1, abs=0.01)
+        assert [point[measure] for point in other["curve"]] == pytest.approx(measured, abs=1e-3)
+    assert other["weight"] == pytest.approx(one["weight"], rel=1e-4)
+    assert other["curve"][-1]["validation_loss"] == pytest.approx(one["curve"][-1]["validation_loss"], abs=1e-3)
 
 
 @pytest.mark.slow

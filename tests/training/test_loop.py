@@ -1,5 +1,6 @@
 """Training: it learns, it resumes exactly, and what it measures is what the mathematics says."""
 
+import resource
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from khmer_assets.pretraining.packing import PackedSequences
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
+from khmer_assets.training import hardware
 from khmer_assets.training import models as models
 from khmer_assets.training.engines import micro_batch_size
 from khmer_assets.training.loop import Schedule, train
@@ -48,7 +50,16 @@ def learn(settings, tokenizer, work, steps, **how):
 
 
 def trained(
-    settings, tokenizer, work, steps, stop_after=None, dropout=0.0, change=lambda model: None, evaluate=None, **training
+    settings,
+    tokenizer,
+    work,
+    steps,
+    stop_after=None,
+    dropout=0.0,
+    change=lambda model: None,
+    evaluate=None,
+    before_step=lambda step: None,
+    **training,
 ):
     """The model and the result of `steps` steps; `stop_after` kills the run in the middle of that step."""
     training = SETTINGS.model_copy(update=training)
@@ -61,6 +72,7 @@ def trained(
     sequences = PackedSequences(stream, settings.context_length, settings.batch_size, seed=1)
 
     def batch(step):
+        before_step(step)
         if step == stop_after:
             raise KeyboardInterrupt
         ids = torch.from_numpy(sequences.batch(step))
@@ -94,6 +106,24 @@ def test_dropout_goes_on_too_from_a_checkpoint_of_an_accelerator(settings, token
 
 
 @pytest.mark.parametrize("settings", ["llama"], indirect=True)
+def test_a_full_disk_ends_it_with_what_to_do_and_it_goes_on_afterwards(settings, tokenizer, tmp_path):
+    whole = learn(settings, tokenizer, tmp_path / "whole", 8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filled(step):
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # writes end halfway, as on a full disk
+
+    try:
+        with pytest.raises(Refusal, match=r"checkpoint of step 8 cannot be written to .*; free some disk there"):
+            learn(settings, tokenizer, tmp_path / "full", 8, before_step=filled)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in (tmp_path / "full" / "state").iterdir()] == ["checkpoint.pt"]
+    assert learn(settings, tokenizer, tmp_path / "full", 8) == whole
+
+
+@pytest.mark.parametrize("settings", ["llama"], indirect=True)
 def test_a_loss_that_is_no_number_is_refused_with_what_to_change(settings, tokenizer, tmp_path):
     def broken(model):
         model.get_input_embeddings().weight.data.fill_(float("nan"))
@@ -116,11 +146,11 @@ WORSE_AFTER_6 = {2: 5.0, 4: 4.0, 6: 3.0, 8: 3.5, 10: 3.4, 12: 3.3, 14: 2.0}
 def test_the_best_weights_are_kept_and_patience_has_an_end(settings, stop_after, tokenizer, tmp_path):
     weights = {}
 
-    def evaluate(model):
+    def evaluate(model, rank, count):
         assert not model.training
         step = 2 + max([step for step in WORSE_AFTER_6 if step in weights], default=0)
         weights[step] = {name: value.clone() for name, value in model.state_dict().items()}
-        return WORSE_AFTER_6[step]
+        return 10 * WORSE_AFTER_6[step], 10
 
     how = {"evaluate": evaluate, "evaluate_every": 2, "patience": 3, "checkpoint_every": 100}
     if stop_after:
@@ -134,7 +164,9 @@ def test_the_best_weights_are_kept_and_patience_has_an_end(settings, stop_after,
 
 
 @pytest.mark.parametrize("settings", ["llama"], indirect=True)
-def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path):
+def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path, monkeypatch):
+    told = {"gpu_celsius": 61.0, "gpu_load": 90.0, "gpu_watts": 3600.0}  # no GPU is needed for the sums
+    monkeypatch.setattr(hardware, "sensors", lambda: told)
     model, result = trained(settings, tokenizer, tmp_path, 6)
     norms = [point["gradient_norm"] for point in result.curve]
     assert result.figures["clipped"] == np.mean([norm > 1 for norm in norms[1:]])
@@ -142,6 +174,9 @@ def test_the_figures_are_those_of_the_training(settings, tokenizer, tmp_path):
     embeddings_and_vectors = sum(n for name, n in state.items() if "embed" in name or "norm" in name)
     adamw_and_muon = 8 * embeddings_and_vectors + 4 * (sum(state.values()) - embeddings_and_vectors)
     assert result.figures["optimizer_mb"] * 2**20 == pytest.approx(adamw_and_muon, rel=0.01)
+    assert (result.figures["hottest_celsius"], result.figures["gpu_load"]) == (61.0, 90.0)
+    seconds = result.figures["energy_wh"]  # for 3,600 W
+    assert seconds == pytest.approx(6 * 2 * 16 / result.figures["tokens_per_second"], rel=0.2)
     assert result.figures["tokens_per_second"] > 0 and result.figures["training_memory_mb"] > 0
 
 

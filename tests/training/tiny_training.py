@@ -19,13 +19,15 @@ WORDS = ["ផ្ទះ", "ទន្លេ", "យាយ", "ចៅ", "បាយ", 
 
 
 class Spec(BaseModel):
-    """`dropout` of the model; each step lasts at least `seconds_a_step`; a process of this rank refuses."""
+    """`dropout` of the model; each step lasts at least `seconds_a_step`; a process of this rank refuses; before step
+    `breaks_once` the first try ends with an error."""
 
     settings: TrainingSettings
     steps: int
     dropout: float = 0.0
     seconds_a_step: float = 0.0
     refused_by: int | None = None
+    breaks_once: int | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -49,21 +51,25 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         if isinstance(module, torch.nn.Dropout):
             module.p = spec.dropout
     settings = spec.settings
+    first_try = not (run.state / "checkpoint.pt").exists()
     ids = torch.from_numpy(np.random.default_rng(1).integers(5, 60, (64, 16)))
     labels = torch.where(ids % 3 == 0, -100, ids)  # so that micro-batches have different numbers of labels
 
     def batch(step: int) -> list[dict[str, torch.Tensor]]:
         time.sleep(spec.seconds_a_step)
+        if step == spec.breaks_once and first_try:
+            raise RuntimeError("a step breaks")
         rows = (torch.arange(settings.batch_size) + step * settings.batch_size) % len(ids)
         size = engines.micro_batch_size(settings)
         return [{"input_ids": ids[some], "labels": labels[some]} for some in torch.split(rows, size)]
 
-    def evaluate() -> float:
-        return float(model(input_ids=ids, labels=ids).loss)
+    def evaluate(rank: int, count: int) -> tuple[float, int]:
+        share = ids[rank::count]
+        return float(model(input_ids=share, labels=share).loss) * share[:, 1:].numel(), share[:, 1:].numel()
 
     result = train(model, batch, Schedule(settings, spec.steps), run, evaluate)
     if not run.leads:
         return {}
-    weight = float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+    weight = float(sum(p.double().abs().sum() for p in model.state_dict().values()))
     Path(run.output / "result.json").write_text(json.dumps({"curve": result.curve, "weight": weight} | result.figures))
     return {"weight": weight, **result.figures}
