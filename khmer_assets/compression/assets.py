@@ -124,7 +124,8 @@ def compression_assets(
     def variants_can_be_made(base_model: Path) -> dg.AssetCheckResult:
         """Each variant of the recipe can be made of a model of this architecture."""
         architecture = json.loads((base_model / BASE_RECORD).read_text())["architecture"]
-        reasons = {variant: reason_against(variant, architecture) for variant in variants}
+        rotation = ctranslate2.rotation_of(json.loads((base_model / "config.json").read_text()))
+        reasons = {variant: reason_against(variant, architecture, rotation) for variant in variants}
         told = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
         advice = f"take out of compression.variants what cannot be made: {told}" if told else None
         return dg.AssetCheckResult(passed=not told, description=advice)

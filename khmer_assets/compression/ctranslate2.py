@@ -1,6 +1,7 @@
 """Converts a model to CTranslate2 with 8-bit weights, with its own tokenizer, and measures how near its logits are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ ARCHITECTURES = ("qwen2", "qwen3", "llama", "gpt2")  # of those that CTranslate2
 FIGURES = "ctranslate2.json"
 FILE = "model.bin"
 VOCABULARY = "vocabulary.json"
-LLAMA3_CONTEXT = 8192  # from which the library scales rotary embeddings, whatever a model says
+UNSCALED = ("llama3",)  # rotary embeddings that 4.8.5 converts without a word, and then does not scale
 WEIGHTS = "int8_float32"  # 8-bit matrices with a scale a row, all else in float32
 
 
@@ -49,6 +50,12 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     return figures
 
 
+def rotation_of(config: Mapping[str, Any]) -> str:
+    """The kind of rotary embeddings that a model's configuration names."""
+    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return str(told.get("rope_type") or told.get("type") or "default")
+
+
 def convert(model: Path, folder: Path, weights: str = WEIGHTS) -> None:
     """Convert the transformers folder `model` into the folder. Raises `Refusal` when CTranslate2 has no counterpart."""
     from ctranslate2.converters import TransformersConverter
@@ -59,12 +66,8 @@ def convert(model: Path, folder: Path, weights: str = WEIGHTS) -> None:
         raise Refusal(f"a {config.model_type!r} model is not converted to CTranslate2; use {', '.join(ARCHITECTURES)}")
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
         raise Refusal("a model with sliding-window layers is not converted to CTranslate2; turn use_sliding_window off")
-    rotation = getattr(config, "rope_parameters", None) or {}
-    before = rotation.get("original_max_position_embeddings", LLAMA3_CONTEXT)
-    if rotation.get("rope_type") == "llama3" and before != LLAMA3_CONTEXT:
-        raise Refusal(
-            f"the rotary embeddings are scaled from a context of {before} tokens, CTranslate2 takes {LLAMA3_CONTEXT}"
-        )
+    if (rotation := rotation_of(config.to_dict())) in UNSCALED:
+        raise Refusal(f"CTranslate2 reads a model with {rotation} rotary embeddings as if they were not scaled")
     try:
         TransformersConverter(str(model)).convert(str(folder), quantization=weights, force=True)
     except (NotImplementedError, ValueError) as error:

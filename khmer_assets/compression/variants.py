@@ -62,11 +62,14 @@ def quantizations_of(variants: list[str]) -> list[str]:
     return [variant.removeprefix("gguf ") for variant in variants if variant.startswith("gguf ")]
 
 
-def reason_against(variant: str, architecture: str) -> str | None:
-    """Why the variant cannot be made of a model of this architecture; None when it can."""
+def reason_against(variant: str, architecture: str, rotation: str = "default") -> str | None:
+    """Why the variant cannot be made of a model of this architecture, with rotary embeddings of this kind; None when it
+    can."""
     if variant in ("pruned", "awq") and architecture in CONV1D_ARCHITECTURES:
         return f"a {architecture} model has Conv1D layers, which llmcompressor does not compress"
     for beginning, (form, known) in FORMS.items():
         if variant.startswith(beginning) and architecture not in known:
             return f"no {form} is written of a {architecture} model, only of {', '.join(known)}"
+    if variant == "ctranslate2" and rotation in ctranslate2.UNSCALED:
+        return f"CTranslate2 does not scale rotary embeddings as a model with {rotation} does"
     return None
