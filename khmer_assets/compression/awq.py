@@ -10,6 +10,7 @@ from khmer_assets.compression.calibration import (
     compress,
     compressible_layers,
     load_for_compression,
+    save,
 )
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from resources.payload import PayloadRun, Refusal
@@ -51,6 +52,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     scheme.weights.group_size = spec.group_size
     quantization = QuantizationModifier(config_groups={"linear": scheme}, ignore=["re:.*lm_head"])
     compress(spec, [AWQModifier(), quantization], model, run)
+    save(spec, model, run.output)
     after = quantized_bytes(run.output, set(layers))
     figures = {
         "layers": len(layers),

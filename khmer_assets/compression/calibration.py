@@ -2,10 +2,11 @@
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import polars as pl
@@ -15,24 +16,70 @@ from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
 
+LANGUAGES = ("khm", "eng")
 MERGED_MODEL = "merged_model"  # the figure that names the digest of what a variant was made from
+
+T = TypeVar("T")
 
 
 class CalibrationSettings(Settings):
-    """Calibration texts are half Khmer and half English; `calibration_length` is in tokens."""
+    """Half of the calibration samples are texts and half chats, of each half Khmer and half English;
+    `calibration_length` is in tokens."""
 
     calibration_samples: PositiveInt = 256
     calibration_length: PositiveInt = 512
 
 
 class CalibrationSpec(BaseModel):
-    """`model` is a transformers folder and `mixture` the folder of training_mixture; `length` is in tokens."""
+    """`model` is a transformers folder, `mixture` the folder of training_mixture and `chats` that of chat_dataset;
+    `length` is in tokens."""
 
     model: Path
     mixture: Path
+    chats: Path
     samples: int = Field(gt=0)
     length: int = Field(gt=0)
     seed: int
+
+
+def calibration_samples(spec: CalibrationSpec, tokenizer: Any) -> list[str]:
+    """`spec.samples` of what the model was trained on: texts and chats in turn, the chats as its template shows them.
+
+    Where there are too few of one, the other fills up. Raises `Refusal` when there is no training text.
+    """
+    shown = [_shown(tokenizer, messages) for messages in _chats(spec)] if tokenizer.chat_template else []
+    chats = [text for text in shown if text is not None]
+    texts = calibration_texts(spec.mixture, max(spec.samples - len(chats), spec.samples - spec.samples // 2), spec.seed)
+    return _in_turn(texts, chats[: spec.samples - len(texts)])
+
+
+def _chats(spec: CalibrationSpec) -> list[list[dict[str, str]]]:
+    """At most `spec.samples` training chats, half Khmer and half English in turn, as far as there are any."""
+    frame = pl.scan_parquet(spec.chats / "data.parquet").filter(pl.col("split") == "train")
+    keys = frame.select("content_hash", "language").collect().sort("content_hash", "language")
+    drawn = []
+    for language in LANGUAGES:
+        hashes = keys.filter(language=language)["content_hash"].to_list()
+        chosen = random.Random(spec.seed).sample(hashes, min(spec.samples, len(hashes)))
+        chats = frame.filter(pl.col("content_hash").is_in(chosen)).select("content_hash", "messages").collect()
+        by_hash = dict(chats.iter_rows())
+        drawn.append([by_hash[one] for one in chosen])
+    return _in_turn(*drawn)[: spec.samples]
+
+
+def _shown(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    """The chat in the model's form, if it has one for such a chat; the token before every text is left to the
+    tokenizer."""
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # a template raises what it likes; finetuning has set the chat aside with the reason
+        return None
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
+def _in_turn(*lists: Sequence[T]) -> list[T]:
+    """One of each list in turn, until all are at their ends."""
+    return [one for group in zip_longest(*lists, fillvalue=None) for one in group if one is not None]
 
 
 def calibration_texts(mixture: Path, samples: int, seed: int) -> list[str]:
@@ -43,19 +90,18 @@ def calibration_texts(mixture: Path, samples: int, seed: int) -> list[str]:
     frame = pl.scan_parquet(mixture / "data.parquet").filter(pl.col("split") == "train")
     generator = random.Random(seed)
     drawn: dict[str, list[str]] = {}
-    for language in ("khm", "eng"):
+    for language in LANGUAGES:
         documents = frame.filter(pl.col("language") == language)
         count = documents.select(pl.len()).collect().item()
         places = generator.sample(range(count), min(samples, count))
         drawn[language] = _texts_at(documents, sorted(places))
         generator.shuffle(drawn[language])
-    khmer, english = drawn["khm"], drawn["eng"]
+    khmer, english = drawn.values()
     from_khmer = min(len(khmer), max(samples - samples // 2, samples - len(english)))
-    chosen = [khmer[:from_khmer], english[: samples - from_khmer]]
-    if not any(chosen):
+    chosen = _in_turn(khmer[:from_khmer], english[: samples - from_khmer])
+    if not chosen:
         raise Refusal(f"{mixture} has no Khmer or English text with split 'train' to calibrate on")
-    longest = max(map(len, chosen))
-    return [texts[place] for place in range(longest) for texts in chosen if place < len(texts)]
+    return chosen
 
 
 def _texts_at(documents: pl.LazyFrame, places: list[int]) -> list[str]:
@@ -89,19 +135,25 @@ def compressible_layers(model: Any) -> dict[str, Any]:
 
 
 def compress(spec: CalibrationSpec, modifiers: list[Any], model: Any, run: PayloadRun) -> None:
-    """Apply llmcompressor's `modifiers` to `model` with the calibration texts; save it and its tokenizer."""
+    """Apply llmcompressor's `modifiers` to `model` with the calibration samples."""
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    texts = calibration_texts(spec.mixture, spec.samples, spec.seed)
+    texts = calibration_samples(spec, tokenizer)
     batches: Any = [tokenizer(t, truncation=True, max_length=spec.length, return_tensors="pt") for t in texts]
     run.log(f"calibrating on {len(texts)} texts, {sum(b['input_ids'].shape[1] for b in batches)} tokens")
     with _pageable_memory():
         oneshot(model=model, tokenizer=tokenizer, dataset=DataLoader(batches, batch_size=None), recipe=modifiers)
-    model.save_pretrained(run.output)
-    tokenizer.save_pretrained(run.output)
+
+
+def save(spec: CalibrationSpec, model: Any, folder: Path) -> None:
+    """Save the compressed model with the tokenizer of the one that it was made from."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(spec.model).save_pretrained(folder)
 
 
 def load_for_compression(folder: Path) -> Any:

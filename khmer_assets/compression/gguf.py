@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_texts
+from khmer_assets.compression.calibration import MERGED_MODEL, CalibrationSpec, calibration_samples
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, QWEN2_PATTERN
 from khmer_assets.training.models import CONV1D_ARCHITECTURES, device, load_model
 from resources.llama_cpp import llama_cpp
@@ -55,7 +55,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
-    texts = calibration_texts(spec.mixture, spec.samples, spec.seed)
+    tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    texts = calibration_samples(spec, tokenizer)
     plain = run.state / "float16.gguf"
     write_float16(spec.model, plain)
     run.log(f"measuring the importance of each input on {len(texts)} texts")
@@ -63,12 +64,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     file = run.output / f"{spec.quantization}.gguf"
     quantize(plain, file, spec.quantization, matrix)
 
-    tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": t}], tokenize=False, add_generation_prompt=True)
-        for t in (texts if tokenizer.chat_template else [])
-    ]
-    agreeing, answer = read_again(file, tokenizer, texts + chats)
+    agreeing, answer = read_again(file, tokenizer, texts)
     run.log(f"llama.cpp continues {texts[0][:60]!r} with {answer!r}")
     tensors = GGUFReader(file).tensors
     types: dict[str, int] = {}
@@ -76,7 +72,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
     figures: dict[str, Any] = {
         MERGED_MODEL: spec.model.name,
-        "texts": len(texts) + len(chats),
+        "texts": len(texts),
         "texts_with_equal_ids": agreeing,
         "tensor_types": ", ".join(f"{count} {name}" for name, count in sorted(types.items())),
         "fallback_tensors": sum(
@@ -125,7 +121,7 @@ def write_float16(model: Path, file: Path) -> None:
     names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
 
     def tensors() -> Iterator[tuple[str, "np.ndarray[Any, Any]"]]:
-        factors = None if config.model_type in CONV1D_ARCHITECTURES else _rotary_factors(config, head_size)
+        factors = None if config.model_type in CONV1D_ARCHITECTURES else rotary_factors(config, head_size)
         if factors is not None:
             yield "rope_freqs.weight", factors
         for name, array in _weights(model):
@@ -295,7 +291,7 @@ def _interleaved(array: "np.ndarray[Any, Any]", heads: int) -> "np.ndarray[Any, 
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
-def _rotary_factors(config: Any, head_size: int) -> "np.ndarray[Any, Any] | None":
+def rotary_factors(config: Any, head_size: int) -> "np.ndarray[Any, Any] | None":
     """What llama.cpp divides each rotary frequency by, where the model scales them as Llama 3 does."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -1,9 +1,9 @@
 """Measures one variant of the model: held-out text, benchmarks, chats, prompts, writing, safety, calibration; and what
 it takes: bytes, memory and speed.
 
-A variant runs in a process of its own, so that the memory that it needs can be told. GGUF variants run in llama.cpp,
-all others in transformers; both answer greedily. Speed and memory are measured in bfloat16, as it is served; all else
-in float32 where that fits, in which an item gets the same pick whatever stands beside it in its batch.
+A variant runs in a process of its own, so that the memory that it needs can be told. Each runs in the library that it
+was made for (`export_engines.py`) and answers greedily. Speed and memory are measured in bfloat16, as it is served; all
+else in float32 where that fits, in which an item gets the same pick whatever stands beside it in its batch.
 """
 
 import json
@@ -17,14 +17,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from khmer_assets.evaluation import calibration, writing
-from khmer_assets.evaluation.engines import Engine, LlamaCppEngine, TransformersEngine
+from khmer_assets.evaluation.engines import Engine, TransformersEngine
 from khmer_assets.evaluation.examination import Answer, Examination, stops_of
+from khmer_assets.evaluation.export_engines import bytes_of_weights, export_engine
 from khmer_assets.evaluation.items import Benchmark, Item, items_of
 from khmer_assets.evaluation.measures import Measure, mean_of, read
 from khmer_assets.evaluation.tasks import chats as chats_task
 from khmer_assets.evaluation.tasks import held_out, prompts, safety, sib200, translation
 from khmer_assets.evaluation.tasks.prompts import Prompt
-from khmer_assets.foundation.files import size_of_folder
 from khmer_assets.foundation.settings import PositiveInt, Settings, digest_of
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.khmer.script import dominant_script
@@ -136,26 +136,25 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     if not spec.has_template:
         tokenizer.chat_template = None
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
-    before = _memory("VmRSS")
-    gguf = next(spec.model.glob("*.gguf"), None)
+    before = process_memory("VmRSS")
+    exported = export_engine(spec.model, spec.context_length)
     stops = {int(tokenizer.eos_token_id)}
-    if gguf:
-        engine: Engine = LlamaCppEngine(gguf, spec.context_length)
+    if exported:
+        engine: Engine = exported
         taken = _taken(engine, tokenizer, stops)
     else:
         model = models.load_model(spec.model, torch.bfloat16).to(models.device()).eval()
         stops = stops_of(model, tokenizer)
         taken = _taken(TransformersEngine(model, spec.context_length), tokenizer, stops)
-    memory = _memory("VmHWM") - before
-    if not gguf:
+    memory = process_memory("VmHWM") - before
+    if not exported:
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated() / 2**20
         engine = TransformersEngine(_in_float32(model), spec.context_length)
     parts = examine(spec, run, engine, Examination(engine, tokenizer, spec.settings.max_new_tokens, stops))
     figures = {
         **parts.figures,
-        "bytes": sum(path.stat().st_size for path in spec.model.iterdir() if path.suffix in (".safetensors", ".gguf"))
-        or size_of_folder(spec.model),
+        "bytes": bytes_of_weights(spec.model),
         "memory_mb": round(memory),
         **taken,
     }
@@ -306,7 +305,7 @@ def _in_float32(model: Any) -> Any:
     return torch.nn.Module.float(model)  # transformers' own refuses a quantized model, also one that it has unpacked
 
 
-def _memory(line: str) -> float:
+def process_memory(line: str) -> float:
     """A line of this process's status, such as VmRSS (now) or VmHWM (the peak), in MB."""
     status = dict(row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines())
     return int(status[line].split()[0]) / 1024

@@ -21,8 +21,9 @@ BLOCKING = {"awq_saves_memory", "gguf_reads_text_alike", "bundle_is_bit_identica
 def recipe(variant: str = "merged") -> Recipe:
     sample = Recipe.load(SAMPLE_RECIPE)
     release = sample.release.model_copy(update={"variant": variant})
-    small = {"calibration_samples": 6, "calibration_length": 32, "gguf": ["Q8_0"]}
-    compression = sample.compression.model_copy(update=small)
+    small = {"calibration_samples": 6, "calibration_length": 32}
+    variants = [*sample.compression.variants, "ctranslate2", "onnx"]
+    compression = sample.compression.model_copy(update=small | {"variants": variants})
     return sample.model_copy(update={"compression": compression, "release": release})
 
 
@@ -58,6 +59,18 @@ def test_what_guards_the_release_is_blocking():
             {"texts": 9, "texts_with_equal_ids": 9},
             {"texts": 9, "texts_with_equal_ids": 8},
         ),
+        (
+            "ctranslate2_predicts_alike",
+            "ctranslate2.json",
+            {"top1_agreement": 0.99, "logits_error": 0.01, "tokens_renamed": 0},
+            {"top1_agreement": 0.99, "logits_error": 0.01, "tokens_renamed": 1},
+        ),
+        (
+            "onnx_predicts_alike",
+            "onnx.json",
+            {"top1_agreement": 0.99, "logits_error": 0.01},
+            {"top1_agreement": 0.99, "logits_error": 0.06},
+        ),
         ("bundle_is_bit_identical", "bundle.json", {"bit_identical": True}, {"bit_identical": False}),
     ],
 )
@@ -71,7 +84,9 @@ def test_a_check_passes_on_good_figures_only(tmp_path, name, file, good, bad):
 
 
 @pytest.mark.slow
-def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_gguf_model(model, mixture, tmp_path):
+def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_gguf_model(
+    model, mixture, chats, tmp_path
+):
     def upstream(name: str, folder: Path) -> dg.AssetsDefinition:
         @dg.asset(name=name, io_manager_key="copies")
         def given() -> Path:
@@ -84,13 +99,15 @@ def test_a_merged_model_is_exported_and_bundled_and_so_is_one_partition_of_the_g
             pass
 
         def load_input(self, context):
-            folders = {"merged_model": model, "training_mixture": mixture, "benchmark_report": tmp_path / "report"}
+            folders = {"merged_model": model, "training_mixture": mixture, "chat_dataset": chats}
+            folders["benchmark_report"] = tmp_path / "report"
             return folders[context.asset_key.to_python_identifier()]
 
     (tmp_path / "report").mkdir()
     given = [
         upstream("merged_model", model),
         upstream("training_mixture", mixture),
+        upstream("chat_dataset", chats),
         upstream("benchmark_report", tmp_path / "report"),
     ]
     assets = [*given, *parts()]

@@ -1,12 +1,68 @@
-"""Calibration texts are half Khmer, half English, and the same for the same seed."""
+"""Calibration samples are half texts, half chats, of each half Khmer, half English, and the same for the same seed."""
 
 import polars as pl
 import pytest
 
-from khmer_assets.compression.calibration import calibration_texts, compressible_layers
+from khmer_assets.compression.calibration import (
+    CalibrationSpec,
+    calibration_samples,
+    calibration_texts,
+    compressible_layers,
+)
 from khmer_assets.training.models import load_model
 from resources.payload import Refusal
+from tests.compression.conftest import QUESTIONS
 from tests.tiny_model import ENGLISH_TEXTS, KHMER_TEXTS, save_tiny_model
+
+
+def samples(calibration: dict, count: int, **changes: str | None) -> list[str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(calibration["model"])
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return calibration_samples(CalibrationSpec(**{**calibration, "samples": count}), tokenizer)
+
+
+def language_of(sample: str) -> str:
+    return "khm" if any("\u1780" <= character <= "\u17ff" for character in sample) else "eng"
+
+
+def test_texts_and_chats_of_both_languages_come_in_turn(calibration):
+    found = samples(calibration, 8)
+    assert [sample.startswith("<|im_start|>user") for sample in found] == [False, True] * 4
+    assert [language_of(sample) for sample in found] == ["khm", "khm", "eng", "eng"] * 2
+    for chat in found[1::2]:
+        assert QUESTIONS[language_of(chat)] in chat and chat.rstrip().endswith("<|im_end|>")
+
+
+def test_the_seed_decides_which_chats_and_no_held_out_one_is_used(calibration):
+    assert samples(calibration, 6) == samples(calibration, 6)
+    assert len({tuple(samples(calibration | {"seed": seed}, 6)[1::2]) for seed in range(8)}) > 1
+    everything = "".join(samples(calibration, 100)[1::2])
+    assert KHMER_TEXTS[4] not in everything and ENGLISH_TEXTS[4] not in everything
+
+
+def test_texts_fill_up_where_there_are_too_few_chats_and_the_other_way_round(calibration):
+    found = samples(calibration, 17)
+    assert sum(sample.startswith("<|im_start|>") for sample in found) == 8  # all that there are
+    assert len(found) == 8 + 9
+    assert len(samples(calibration, 24)) == 8 + 10
+
+
+def test_a_model_without_a_template_gets_texts_alone(calibration):
+    assert not any(sample.startswith("<|im_start|>") for sample in samples(calibration, 8, chat_template=None))
+
+
+def test_a_chat_that_the_template_refuses_is_left_out(calibration):
+    template = (
+        "{% if messages[0].content == 'Say a sentence.' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ bos_token }}{{ messages[1].content }}"
+    )
+    found = samples(calibration, 10, chat_template=template, bos_token="<|endoftext|>")
+    assert len(found) == 10
+    assert {language_of(sample) for sample in found[1:8:2]} == {"khm"}
+    assert not any("<|endoftext|>" in sample for sample in found), "the tokenizer puts it there by itself"
 
 
 def test_half_of_the_texts_are_khmer(mixture):

@@ -30,7 +30,7 @@ def test_llama_cpp_reads_text_as_transformers_does(calibration, tmp_path, quanti
     run = PayloadRun(tmp_path)
     figures = gguf.main(gguf.Spec(quantization=quantization, **calibration), run)
 
-    assert figures["texts_with_equal_ids"] == figures["texts"] == 16  # eight texts, and each as a chat
+    assert figures["texts_with_equal_ids"] == figures["texts"] == 8
     assert figures["fallback_tensors"] == 0
     assert figures["gguf_bytes"] < figures["float16_bytes"]
     assert {file.name for file in run.output.iterdir()} == {f"{quantization}.gguf", gguf.FIGURES}
