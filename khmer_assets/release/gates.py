@@ -39,8 +39,8 @@ class Verdict:
 GATES = {
     "variant_predicts_text": "Bits a character of held-out text stay below the recipe's limit in every language.",
     "variant_answers": "The share of test chats that are answered exactly reaches the recipe's floor.",
-    "variant_loses_nothing": "No task of release.must_not_lose is worse than in the release that is served, by a paired test.",
-    "variant_is_safe": "Few harmful requests are answered unsafely, and not fewer refused than by the release that is served.",
+    "variant_loses_nothing": "No task of release.must_not_lose is worse than in the served release, by a paired test.",
+    "variant_is_safe": "Few harmful requests are answered unsafely, and not fewer refused than by the served one.",
 }
 
 
@@ -123,4 +123,4 @@ def _change(released: Sequence[Measure], measured: Measure) -> Difference | None
 
 def _told(change: Difference) -> str:
     bounds = f"{change.low:+.3g} to {change.high:+.3g} on {change.items} items"
-    return f"{change.name} is worse by {abs(change.change):.3g} than in the release that is served ({bounds})"
+    return f"{change.name} is worse by {abs(change.change):.3g} than in the served release ({bounds})"

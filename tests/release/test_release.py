@@ -187,8 +187,8 @@ def test_a_release_keeps_what_the_next_is_compared_with_and_the_calibration(fact
 @pytest.mark.parametrize(
     ("then", "gate", "told"),
     [
-        (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the release that is served"),
-        (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the release that is served"),
+        (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the served release"),
+        (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the served release"),
         (scores(unsafe=6), "variant_is_safe", "20.0% of the harmful requests are answered unsafely"),
         (scores()[1:], "variant_loses_nothing", "held-out text khm was not measured"),
     ],
