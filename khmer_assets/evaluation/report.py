@@ -137,8 +137,8 @@ def _row(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         **{f"bits/char {language}": value for language, value in evaluation["bits_per_character"].items()},
         **{f"perplexity {language}": value for language, value in evaluation["perplexity"].items()},
         "exact answers": evaluation["answer_accuracy"],
-        "MB": evaluation["bytes"] / 1e6,
-        "memory MB": float(evaluation["memory_mb"]),
+        "MB": None if evaluation["bytes"] is None else evaluation["bytes"] / 1e6,
+        "memory MB": None if evaluation["memory_mb"] is None else float(evaluation["memory_mb"]),
         "tokens/s": evaluation["tokens_per_second"],
         "spread": f"{low:,.0f} to {high:,.0f}" if low is not None else "",
     }
@@ -168,6 +168,8 @@ def _notes(evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     for name, evaluation in evaluations.items():
         for task, count in (evaluation.get("truncated") or {}).items():
             rows[(f"{task}, {name}", f"{count} items did not fit into the context and lost their beginning")] = None
+        if tasks := evaluation.get("cannot_score"):
+            rows[(f"cannot score, {name}", f"the server tells no likelihoods for {', '.join(tasks)}")] = None
         if count := evaluation.get("chats_too_long"):
             rows[(f"chats, {name}", f"{count} chats are longer than the context, and have no loss")] = None
     return pl.DataFrame(list(rows), schema=["measure", "how"], orient="row")
