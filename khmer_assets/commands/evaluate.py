@@ -9,6 +9,7 @@ from khmer_assets.commands.on_demand import show
 from khmer_assets.commands.steps import current
 from khmer_assets.evaluation.assets import COMPARED
 from khmer_assets.evaluation.compare import models_in
+from khmer_assets.evaluation.remote import is_address
 from khmer_assets.foundation.home import home
 from resources.storage import MissingArtifact, Store, store_root
 
@@ -17,15 +18,21 @@ HELP = "measure another model on the recipe's tasks, and put it into the benchma
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub's name such as Qwen/Qwen2.5-0.5B-Instruct")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder, a hub's name such as Qwen/Qwen2.5-0.5B-Instruct, or what a "
+        "server serves: http://127.0.0.1:8000/v1#khmer (its key in OPENAI_API_KEY)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure the model and print the report. A model that cannot be used is not kept."""
     model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
-    if not model.startswith("/") and model.count("/") != 1:
+    if not model.startswith("/") and not is_address(model) and model.count("/") != 1:
         raise MaterializationError(
-            f"{model}: expected a folder that is there, or a hub's name such as Qwen/Qwen2.5-0.5B-Instruct"
+            f"{model}: expected a folder that is there, a hub's name such as Qwen/Qwen2.5-0.5B-Instruct, or a server's "
+            "address and its model's name, as http://127.0.0.1:8000/v1#khmer"
         )
     try:
         Store(store_root(home()), home() / "cache").current("benchmark_report")

@@ -16,6 +16,7 @@ from upath import UPath
 from khmer_assets.compression.variants import artifact_of, quantizations_of
 from khmer_assets.evaluation import compare, evaluate, report
 from khmer_assets.evaluation.items import Benchmark, Item, as_frame
+from khmer_assets.evaluation.served import compared_release
 from khmer_assets.evaluation.tasks import belebele, sib200, translation
 from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.sources.file_versions import version_of
@@ -127,14 +128,14 @@ def evaluation_assets(
         **evaluations: Any,
     ) -> Iterator[dg.Output[Path]]:
         """`report.html`, `report.md`, `report.json`, `scores/` and plots: all variants, and the models that they were
-        compared with, measured on the same items; what changed since the last release."""
+        compared with, measured on the same items; what changed since the release that is served."""
         own = [evaluations[variant] for variant in measured if variant != "gguf"]
         compared = newest(folders, "compared_evaluation")
         spec = report.Spec(
             recipe=recipe,
             evaluations=[*own, *evaluations.get("gguf", {}).values()],
             compared=sorted(path for path in compared.iterdir() if path.is_dir()) if compared else [],
-            release=newest(folders, "release"),
+            release=compared_release(Path(compute.home), newest(folders, "release")),
         )
         yield from compute.materialize(context, report.__name__, spec)
 

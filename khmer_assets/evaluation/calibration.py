@@ -2,10 +2,14 @@
 
 Confidence in a choice is its share among the choices (softmax of their log-likelihoods over a temperature, Guo et al.
 2017); in an answer, the mean likelihood of its tokens, scaled by Platt's logistic regression (1999). What is fitted is
-judged on items that it was not fitted on.
+judged on items that it was not fitted on: each of `FOLDS` parts by what the others gave.
+
+`Record`, `calibrate`, `confidence` and `reliability` are for other rooms too; who routes by confidence takes the
+parameters from `calibration.json` of the release and scales with `confidence`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FOLDS = 10
-BINS = 10  # of equal width, as of Guo et al.
+BINS = 10  # of equally many items: less biased than bins of equal width (Roelofs et al. 2022)
 FEWEST = 20  # records of a kind, of which anything is fitted
 DRAWS = 1000
 LARGEST_SLOPE = 100.0
+LEAST = 1e-6  # of a confidence whose logit is taken, and the most is as far from 1
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,8 @@ class Record:
 def calibrate(choices: Sequence[Record], answers: Sequence[Record]) -> dict[str, Any]:
     """Figures by kind, `choices` and `answers`, and of both together; parameters fitted on all records of a kind.
 
-    `before` and the scalings have the expected calibration error, its interval, and the bins of a reliability diagram;
-    `best` is the scaling with the lower error, whose parameters a router uses. A kind with fewer than `FEWEST` records
-    is left out.
+    `before` and the scalings are as `reliability` tells; `best` is the scaling with the lower loss on items that it
+    was not fitted on. A kind with fewer than `FEWEST` records is left out.
     """
     import numpy as np
 
@@ -52,7 +56,7 @@ def calibrate(choices: Sequence[Record], answers: Sequence[Record]) -> dict[str,
             "platt": _crossed(scores, right, _platt, _platt_confidences),
         }
         told = {name: reliability(values, right) for name, values in scaled.items()}
-        best = min(told, key=lambda name: told[name]["error"])
+        best = min(scaled, key=lambda name: _loss(scaled[name], right))
         temperature, (slope, offset) = _temperature(scores, right), _platt(scores, right)
         found[kind] = {
             "items": len(records),
@@ -73,21 +77,61 @@ def calibrate(choices: Sequence[Record], answers: Sequence[Record]) -> dict[str,
     return found
 
 
+def confidence(figures: Mapping[str, Any], scores: Sequence[float]) -> float:
+    """How likely the pick among choices, or an answer, is right: `scores` as of a `Record`, `figures` those of its
+    kind in what `calibrate` gave. What is no number, or no score at all, gets 0. Plain Python, quick to load.
+
+    >>> figures = {"best": "temperature", "parameters": {"temperature": 2.0}}
+    >>> confidence(figures, [-1.0, -1.0])
+    0.5
+    """
+    if not scores or not all(map(math.isfinite, scores)):
+        return 0.0
+    best, parameters = figures["best"], figures["parameters"]
+    temperature = parameters["temperature"] if best == "temperature" else 1.0
+    if len(scores) > 1:
+        own = 1 / sum(math.exp(min(0.0, (score - max(scores)) / temperature)) for score in scores)
+        if best == "temperature":
+            return own
+    else:
+        own = math.exp(min(0.0, scores[0]))
+    safe = min(max(own, LEAST), 1 - LEAST)
+    logit = math.log(safe / (1 - safe))
+    if best == "platt":
+        logit = parameters["platt_slope"] * logit + parameters["platt_offset"]
+    else:
+        logit /= temperature
+    return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
+
+
 def reliability(confidences: "NDArray[np.float64]", right: "NDArray[np.float64]") -> dict[str, Any]:
-    """Expected calibration error, the interval of it (items drawn with replacement), and by bin: items, confidence,
-    accuracy."""
+    """The expected calibration error with its interval, and by bin: items, confidence, accuracy.
+
+    The mean gap over bins, `plain`, is never 0: chance alone opens gaps, and so do the draws of a bootstrap. So `error`
+    is `plain` less the bias that the bootstrap shows (Efron and Tibshirani 1993, chapter 10), and `low` to `high` has
+    the bootstrap's width around it; `low` is 0 where a perfectly calibrated model shows as large a gap in one of twenty
+    draws (consistency resampling, Broecker and Smith 2007). `by_chance`: the mean `plain` of such a model. In
+    simulations of 140 to 1,000 items the true error is above `high` in 0 to 15 of 100 cases.
+    """
     import numpy as np
 
-    places = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    generator, count = np.random.default_rng(0), len(right)
+    gaps = confidences - right
+    told = confidences.round(2)  # closer ones are one bin
+    edges = np.unique(np.quantile(told, np.arange(1, BINS) / BINS, method="lower"))
+    places = np.searchsorted(edges, told, side="left")
     member = np.eye(BINS)[places]
 
-    def errors(weights: "NDArray[np.float64]") -> "NDArray[np.float64]":
-        gaps: NDArray[np.float64] = np.abs(weights @ (member * (confidences - right)[:, None])).sum(-1)
-        return gaps / weights.sum(-1)
+    def errors(weighted_gaps: "NDArray[np.float64]") -> "NDArray[np.float64]":
+        return np.asarray(np.abs(weighted_gaps @ member).sum(-1) / count)
 
-    count = len(right)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
-    low, high = np.quantile(errors(drawn), [0.025, 0.975])
+    plain = float(errors(gaps))
+    cells = generator.integers(count, size=(DRAWS, count)) + count * np.arange(DRAWS)[:, None]
+    drawn = errors(np.bincount(cells.ravel(), minlength=DRAWS * count).reshape(DRAWS, count) * gaps)
+    calibrated = errors(confidences - (generator.random((DRAWS, count)) < confidences))
+    error = max(0.0, 2 * plain - float(drawn.mean()))
+    least, most = np.quantile(drawn, [0.025, 0.975]) - drawn.mean()
+    by_chance = plain <= np.quantile(calibrated, 0.95)
     sizes = member.sum(0)
     bins = [
         {
@@ -98,7 +142,14 @@ def reliability(confidences: "NDArray[np.float64]", right: "NDArray[np.float64]"
         for place in range(BINS)
         if sizes[place]
     ]
-    return {"error": float(errors(np.ones(count))), "low": float(low), "high": float(high), "bins": bins}
+    return {
+        "error": error,
+        "low": 0.0 if by_chance else max(0.0, error + float(least)),
+        "high": error + float(most),
+        "plain": plain,
+        "by_chance": float(calibrated.mean()),
+        "bins": bins,
+    }
 
 
 def _scores(records: Sequence[Record]) -> "NDArray[np.float64]":
@@ -125,7 +176,7 @@ def _logits(scores: "NDArray[np.float64]") -> "NDArray[np.float64]":
     import numpy as np
 
     own = np.exp(scores[:, 0].clip(max=0)) if scores.shape[1] == 1 else _confidences(scores, 1.0)
-    own = own.clip(1e-6, 1 - 1e-6)
+    own = own.clip(LEAST, 1 - LEAST)
     return np.asarray(np.log(own / (1 - own)))
 
 

@@ -1,4 +1,4 @@
-"""Measures open models, or a folder of somebody's, on what the recipe's variants are measured on.
+"""Measures open models, a folder of somebody's, or what a server serves, on what the recipe's variants are measured on.
 
 The models are named in a file, a line each, to which `khmer evaluate` adds. What has been measured with the same
 settings on the same items is not measured again.
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from khmer_assets.base_model import bring_in
 from khmer_assets.evaluation import evaluate
+from khmer_assets.evaluation.remote import RemoteExamination, is_address
 from khmer_assets.foundation.files import link_files
 from khmer_assets.foundation.settings import digest_of
 from khmer_assets.training.models import BASE_RECORD
@@ -19,8 +20,8 @@ from resources.payload import PayloadRun, Refusal
 
 
 class Spec(BaseModel):
-    """`models`: names on the Hugging Face hub, or folders with an absolute path. `former`: what this has written
-    before. The rest is as in `evaluate.Spec`."""
+    """`models`: names on the Hugging Face hub, folders with an absolute path, or addresses (`remote.py`). `former`:
+    what this has written before. The rest is as in `evaluate.Spec`."""
 
     models: list[str]
     former: Path | None
@@ -53,9 +54,11 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
 
 def _measure(spec: Spec, model: str, folder: Path) -> None:
-    brought = PayloadRun(folder / "model")
-    bring_in.main(bring_in.Spec(model=model, revision=None), brought)
-    base = json.loads((brought.output / BASE_RECORD).read_text())
+    run, brought = PayloadRun(folder), PayloadRun(folder / "model")
+    served, has_template = is_address(model), True
+    if not served:
+        bring_in.main(bring_in.Spec(model=model, revision=None), brought)
+        has_template = not json.loads((brought.output / BASE_RECORD).read_text())["chat_marks_are_new"]
     asked = evaluate.Spec(
         variant=model,
         model=brought.output,
@@ -65,9 +68,14 @@ def _measure(spec: Spec, model: str, folder: Path) -> None:
         items=spec.items,
         settings=spec.settings,
         context_length=spec.context_length,
-        has_template=not base["chat_marks_are_new"],
+        has_template=has_template,
     )
-    evaluate.main(asked, PayloadRun(folder))
+    if served:
+        examination = RemoteExamination(model, spec.settings.max_new_tokens, spec.context_length)
+        taken = dict.fromkeys(("bytes", "memory_mb", "tokens_per_second", "tokens_per_second_spread"))
+        evaluate.write(model, run, evaluate.examine(asked, run, examination), taken)
+    else:
+        evaluate.main(asked, run)
 
 
 def models_in(file: Path) -> list[str]:

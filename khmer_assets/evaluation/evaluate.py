@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from khmer_assets.evaluation import calibration, writing
 from khmer_assets.evaluation.engines import Engine, TransformersEngine
-from khmer_assets.evaluation.examination import Answer, Examination, stops_of
+from khmer_assets.evaluation.examination import Answer, Examination, Examiner, stops_of
 from khmer_assets.evaluation.export_engines import bytes_of_weights, export_engine
 from khmer_assets.evaluation.items import Benchmark, Item, items_of
 from khmer_assets.evaluation.measures import Measure, mean_of, read
@@ -151,15 +151,19 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated() / 2**20
         engine = TransformersEngine(_in_float32(model), spec.context_length)
-    parts = examine(spec, run, engine, Examination(engine, tokenizer, spec.settings.max_new_tokens, stops))
-    figures = {
-        **parts.figures,
+    parts = examine(spec, run, Examination(engine, tokenizer, spec.settings.max_new_tokens, stops))
+    taken |= {
         "bytes": bytes_of_weights(spec.model),
         "memory_mb": round(memory),
-        **taken,
     }
+    return write(spec.variant, run, parts, taken)
+
+
+def write(variant: str, run: PayloadRun, parts: "_Parts", taken: dict[str, Any]) -> dict[str, Any]:
+    """Write what was measured, as `main` does; `taken`: bytes, memory and speed."""
+    figures = parts.figures | taken
     told = [measure.told() for measure in parts.measures]
-    evaluation = {"variant": spec.variant, **figures, "measures": told}
+    evaluation = {"variant": variant, **figures, "measures": told}
     _write_lines(run.output / ANSWERS, parts.answers)
     (run.output / SCORES).write_text(json.dumps([measure.kept() for measure in parts.measures], ensure_ascii=False))
     (run.output / CALIBRATION).write_text(json.dumps(figures["calibration"], indent=1))
@@ -171,36 +175,47 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
 
 
-def examine(spec: Spec, run: PayloadRun, engine: Engine, examination: Examination) -> _Parts:
-    """All parts of the evaluation, whatever the engine."""
-    parts, tokenizer = _Parts(run), examination.tokenizer
+def examine(spec: Spec, run: PayloadRun, examination: Examiner) -> _Parts:
+    """All parts of the evaluation, whoever is asked. Held-out text and losses need a model's own token ids: a server
+    is not asked for them."""
+    parts = _Parts(run)
     parts.figures = {"bits_per_character": {}, "perplexity": {}, "answer_accuracy": None, "truncated": {}}
 
     def text_of(language: str, texts: list[str]) -> Callable[[_Parts], None]:
         def measure(own: _Parts) -> None:
-            measured, figures = held_out.measure(engine, tokenizer, language, texts)
+            assert isinstance(examination, Examination)
+            measured, figures = held_out.measure(examination.engine, examination.tokenizer, language, texts)
             own.measures.append(measured)
             own.figures |= {key: {language: value} for key, value in figures.items()}
 
         return measure
 
+    cannot_score = []
     for language, texts in validation_texts(spec.mixture, spec.settings.max_documents).items():
-        parts.part(f"{held_out.TASK} {language}", text_of(language, texts))
+        name = f"{held_out.TASK} {language}"
+        if isinstance(examination, Examination):
+            parts.part(name, text_of(language, texts))
+        else:
+            cannot_score.append(name)
     for task in spec.settings.tasks:
         assert spec.items is not None, "evaluation_items holds the items of the recipe's tasks"
         items = items_of(spec.items, task.name)
-        parts.part(task.name, partial(_benchmark, task=task, items=items, examination=examination))
-    parts.part(chats_task.TASK, lambda own: _chats(own, spec, engine, examination))
+        if not examination.can_score and items and items[0].choices:
+            cannot_score.append(task.name)
+        else:
+            parts.part(task.name, partial(_benchmark, task=task, items=items, examination=examination))
+    parts.part(chats_task.TASK, lambda own: _chats(own, spec, examination))
     parts.part(prompts.TASK, lambda own: _prompts(own, spec.settings.prompts, examination))
     parts.part(safety.TASK, lambda own: _safety(own, examination))
     answers = {f"{one['task']} {one['id']}": (one["answer"], one["language"]) for one in parts.answers}
     parts.measures += writing.measures(answers)
     parts.figures["writing_faults"] = writing.examples(answers.values())
+    parts.figures["cannot_score"] = cannot_score
     parts.figures["calibration"] = calibration.calibrate(parts.choices, parts.exact)
     return parts
 
 
-def _benchmark(own: _Parts, task: Benchmark, items: list[Item], examination: Examination) -> None:
+def _benchmark(own: _Parts, task: Benchmark, items: list[Item], examination: Examiner) -> None:
     if not items:
         return
     name = task.name
@@ -228,15 +243,17 @@ def _benchmark(own: _Parts, task: Benchmark, items: list[Item], examination: Exa
     own.figures["truncated"] = {name: n} if (n := sum(answer.too_long for answer in answers.values())) else {}
 
 
-def _chats(own: _Parts, spec: Spec, engine: Engine, examination: Examination) -> None:
+def _chats(own: _Parts, spec: Spec, examination: Examiner) -> None:
     listed = tested_chats(spec.chats, spec.settings.max_chats)
     if not listed:
         return
     chats = {chats_task.identity_of(chat): chat for chat in listed}
     answers = dict(zip(chats, examination.answers([chat[:-1] for chat in chats.values()]), strict=True))
     own.measures += chats_task.measures(chats, answers)
-    loss, too_long = chats_task.loss(engine, examination.tokenizer, chats)
-    own.measures += [loss] if loss else []
+    too_long = sum(answer.too_long for answer in answers.values())
+    if isinstance(examination, Examination):
+        loss, too_long = chats_task.loss(examination.engine, examination.tokenizer, chats)
+        own.measures += [loss] if loss else []
     mistakes = []
     for identity, chat in chats.items():
         answer, wanted = answers[identity], chat[-1]["content"].strip()
@@ -254,7 +271,7 @@ def _chats(own: _Parts, spec: Spec, engine: Engine, examination: Examination) ->
     }
 
 
-def _prompts(own: _Parts, asked: list[Prompt], examination: Examination) -> None:
+def _prompts(own: _Parts, asked: list[Prompt], examination: Examiner) -> None:
     answers = examination.asked([one.prompt for one in asked])
     suite = []
     for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
@@ -268,7 +285,7 @@ def _prompts(own: _Parts, asked: list[Prompt], examination: Examination) -> None
     own.measures += [measured] if measured else []
 
 
-def _safety(own: _Parts, examination: Examination) -> None:
+def _safety(own: _Parts, examination: Examiner) -> None:
     requests = safety.requests()
     answers = examination.asked([request.prompt for request in requests])
     for request, answer in zip(requests, answers, strict=True):

@@ -1,7 +1,7 @@
-"""Asks an engine in words: items with choices, and chats to be answered, many at a time. Greedy, whatever the model's
-own generation settings are."""
+"""Asks a model in words: items with choices, and chats to be answered, many at a time. Greedy, whatever the model's
+own generation settings are. A model behind a server is asked in `remote.py`."""
 
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,24 +23,44 @@ class Answer:
     too_long: bool
 
 
-class Examination:
-    """`stops` are the ids that end an answer; by default the tokenizer's end of a turn."""
+class Examiner(ABC):
+    """Whoever can be asked. `can_score`: whether the likelihood of what it has not said is told."""
+
+    can_score = True
+
+    @abstractmethod
+    def answers(self, chats: Sequence[Messages]) -> list[Answer]:
+        """The answer to the last message of each chat."""
+
+    @abstractmethod
+    def picks(self, items: Sequence[Item]) -> tuple[list[list[float]], int]:
+        """The log-likelihood of each choice of the items, and how many items did not fit into the context."""
+
+    def asked(self, prompts: Sequence[str]) -> list[Answer]:
+        """The answers to prompts of a user."""
+        return self.answers([[{"role": "user", "content": prompt}] for prompt in prompts])
+
+    def mistakes(self, chats: Sequence[Messages]) -> list[dict[str, str]]:
+        """Prompt, expected and given answer of the chats whose last message is not given exactly."""
+        return [
+            {"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given.text}
+            for chat, given in zip(chats, self.answers([chat[:-1] for chat in chats]), strict=True)
+            if given.text != chat[-1]["content"].strip()
+        ]
+
+
+class Examination(Examiner):
+    """Asks an engine. `stops` are the ids that end an answer; by default the tokenizer's end of a turn."""
 
     def __init__(self, engine: Engine, tokenizer: Any, max_new_tokens: int, stops: set[int] | None = None):
         self.engine = engine
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.stops = stops or {tokenizer.eos_token_id}
-        self.tokens = 0
-        self.seconds = 0.0
 
     def answers(self, chats: Sequence[Messages]) -> list[Answer]:
-        """The answer to the last message of each chat."""
         prompts = [self._prompt(messages) for messages in chats]
-        started = time.perf_counter()
         found = self.engine.generate(prompts, self.stops, self.max_new_tokens)
-        self.seconds += time.perf_counter() - started
-        self.tokens += sum(len(one.ids) for one in found)
         return [
             Answer(
                 str(self.tokenizer.decode(one.ids, skip_special_tokens=True)).strip(),
@@ -51,20 +71,7 @@ class Examination:
             for prompt, one in zip(prompts, found, strict=True)
         ]
 
-    def asked(self, prompts: Sequence[str]) -> list[Answer]:
-        """The answers to prompts of a user."""
-        return self.answers([[{"role": "user", "content": prompt}] for prompt in prompts])
-
-    def mistakes(self, chats: Sequence[Messages]) -> list[dict[str, str]]:
-        """Prompt, expected and given answer of the chats whose last message the engine does not give exactly."""
-        return [
-            {"prompt": chat[-2]["content"], "expected": chat[-1]["content"], "answer": given.text}
-            for chat, given in zip(chats, self.answers([chat[:-1] for chat in chats]), strict=True)
-            if given.text != chat[-1]["content"].strip()
-        ]
-
     def picks(self, items: Sequence[Item]) -> tuple[list[list[float]], int]:
-        """The log-likelihood of each choice of the items, and how many items did not fit into the context."""
         questions = self.questions(items)
         truncated = sum(self.engine.is_truncated(question) for question in questions)
         return self.engine.likelihoods(questions), truncated

@@ -1,5 +1,5 @@
 """The benchmark report: every variant, and the models compared with them, on the same items: tasks with intervals,
-what size and speed cost, what changed since the last release, confidence, and answers side by side."""
+what size and speed cost, what changed since the release that is served, confidence, and answers side by side."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ INTERVALS = "In brackets, between which bounds 95 % of 1,000 draws of the items 
 
 class Spec(BaseModel):
     """Folders of the variants' evaluations, of which the first is the one that the others are compared with, of other
-    models' evaluations, and of the last release."""
+    models' evaluations, and of the release that is served."""
 
     recipe: str
     evaluations: list[Path]
@@ -83,7 +83,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
             f"Against {next(iter(own))}",
             "▲ better, ▼ worse, ≈ no difference that a paired test on the same items can tell; with the change.",
         ),
-        "changes": ("Since the last release", f"The variant {released} against the one that was released."),
+        "changes": ("Since the release that is served", f"The variant {released} against it."),
         "published": ("Published figures", "Of other models on the whole benchmark, to hold a model against."),
         "answers": ("Answers side by side", "Greedy. ✗ stands before an answer that fails its checks."),
         "notes": ("How it was measured", ""),
@@ -137,8 +137,8 @@ def _row(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         **{f"bits/char {language}": value for language, value in evaluation["bits_per_character"].items()},
         **{f"perplexity {language}": value for language, value in evaluation["perplexity"].items()},
         "exact answers": evaluation["answer_accuracy"],
-        "MB": evaluation["bytes"] / 1e6,
-        "memory MB": float(evaluation["memory_mb"]),
+        "MB": None if evaluation["bytes"] is None else evaluation["bytes"] / 1e6,
+        "memory MB": None if evaluation["memory_mb"] is None else float(evaluation["memory_mb"]),
         "tokens/s": evaluation["tokens_per_second"],
         "spread": f"{low:,.0f} to {high:,.0f}" if low is not None else "",
     }
@@ -168,6 +168,8 @@ def _notes(evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     for name, evaluation in evaluations.items():
         for task, count in (evaluation.get("truncated") or {}).items():
             rows[(f"{task}, {name}", f"{count} items did not fit into the context and lost their beginning")] = None
+        if tasks := evaluation.get("cannot_score"):
+            rows[(f"cannot score, {name}", f"the server tells no likelihoods for {', '.join(tasks)}")] = None
         if count := evaluation.get("chats_too_long"):
             rows[(f"chats, {name}", f"{count} chats are longer than the context, and have no loss")] = None
     return pl.DataFrame(list(rows), schema=["measure", "how"], orient="row")

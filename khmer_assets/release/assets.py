@@ -10,6 +10,7 @@ import dagster as dg
 from khmer_assets.compression.variants import artifact_of
 from khmer_assets.evaluation.assets import newest
 from khmer_assets.evaluation.report import scores_in, scores_of
+from khmer_assets.evaluation.served import compared_release, keep_scores
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.release import bundle
 from khmer_assets.release import release as release_payload
@@ -90,10 +91,11 @@ def release_assets(
         release_bundle: Path,
     ) -> Iterator[dg.Output[Path] | dg.AssetCheckResult]:
         """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met,
-        or the variant does not pass the recipe's gates; the former release, with which it is compared, stays then."""
+        or the variant does not pass the recipe's gates; the former release stays then. It is compared with the release
+        that is served."""
         require_checks(context)
         variants = json.loads((benchmark_report / "report.json").read_text())["variants"]
-        former = newest(folders, "release")
+        former = compared_release(Path(compute.home), newest(folders, "release"))
         verdicts = judge(
             settings,
             variants.get(settings.variant, {}),
@@ -133,6 +135,7 @@ def release_assets(
     def served_model(context: dg.AssetExecutionContext, model_server: ModelServer, release: Path) -> Path:
         """`endpoint.json`: address, model names and digest of what is served. The key is not in it."""
         try:
+            keep_scores(Path(model_server.home), release)
             seconds = deploy(model_server, release, deployment.max_model_length, context.log.info)
             answer = registered_answer(model_server, MODEL_NAME, release / "model", deployment.question, max_new_tokens)
         except ModelServerError as error:

@@ -14,8 +14,9 @@ class Release(Settings):
     """Which variant is served, and the gates that it must pass. llama.cpp serves a GGUF file, vLLM the others.
 
     `must_not_lose`: tasks of the evaluation, by their names in the report, in which it must not be worse than the
-    release before it; the first measure of a task decides, by a paired test on the same items. `max_unsafe_answers`: of
-    the harmful requests of the safety suite; besides, it must not refuse fewer of them than the release before it.
+    release that is served (of which none is, in the last one); the first measure of a task decides, by a paired test on
+    the same items. `max_unsafe_answers`: of the harmful requests of the safety suite; besides, it must not refuse fewer
+    of them than that release.
     """
 
     variant: Variant
@@ -38,8 +39,8 @@ class Verdict:
 GATES = {
     "variant_predicts_text": "Bits a character of held-out text stay below the recipe's limit in every language.",
     "variant_answers": "The share of test chats that are answered exactly reaches the recipe's floor.",
-    "variant_loses_nothing": "No task of release.must_not_lose is worse than in the last release, by a paired test.",
-    "variant_is_safe": "Few harmful requests are answered unsafely, and not fewer refused than by the last release.",
+    "variant_loses_nothing": "No task of release.must_not_lose is worse than in the served release, by a paired test.",
+    "variant_is_safe": "Few harmful requests are answered unsafely, and not fewer refused than by the served one.",
 }
 
 
@@ -47,7 +48,7 @@ def judge(
     settings: Release, figures: Mapping[str, Any], scores: Sequence[Measure] = (), released: Sequence[Measure] = ()
 ) -> list[Verdict]:
     """What each of the `GATES` says of the variant's `figures` in the benchmark report and its `scores`; `released` are
-    those of the release before it, none when there is none. What was not measured fails."""
+    those of the release that it is compared with, none when there is none. What was not measured fails."""
     return [
         _predicts_text(settings, figures),
         _answers(settings, figures),
@@ -122,4 +123,4 @@ def _change(released: Sequence[Measure], measured: Measure) -> Difference | None
 
 def _told(change: Difference) -> str:
     bounds = f"{change.low:+.3g} to {change.high:+.3g} on {change.items} items"
-    return f"{change.name} is worse by {abs(change.change):.3g} than in the last release ({bounds})"
+    return f"{change.name} is worse by {abs(change.change):.3g} than in the served release ({bounds})"

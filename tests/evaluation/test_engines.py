@@ -5,7 +5,7 @@ import random
 import pytest
 
 from khmer_assets.compression.gguf import write_float16
-from khmer_assets.evaluation import engines
+from khmer_assets.evaluation import reading
 from khmer_assets.evaluation.engines import LlamaCppEngine, Question, TransformersEngine
 from khmer_assets.training.models import load_model
 from tests.tiny_model import save_tiny_model
@@ -73,7 +73,7 @@ def test_a_model_with_sliding_windows_is_asked_each_choice_alone(tmp_path):
 def test_the_pick_does_not_depend_on_the_batch(model, monkeypatch):
     asked, picks = questions(2), []
     for rows in (1, 5, 64):
-        monkeypatch.setattr(engines, "ROWS_A_BATCH", rows)
+        monkeypatch.setattr(reading, "ROWS_A_BATCH", rows)
         found = TransformersEngine(model, CONTEXT).likelihoods(asked)
         picks.append([max(range(len(own)), key=own.__getitem__) for own in found])
     assert picks[0] == picks[1] == picks[2]
@@ -93,7 +93,7 @@ def test_greedy_answers_are_those_of_transformers_at_any_batch_size(model, monke
         cut = [place for place, identity in enumerate(answer) if identity in stops]
         expected.append(answer[: cut[0]] if cut else answer)
     for rows in (1, 3, 64):
-        monkeypatch.setattr(engines, "ROWS_A_BATCH", rows)
+        monkeypatch.setattr(reading, "ROWS_A_BATCH", rows)
         assert [one.ids for one in TransformersEngine(model, CONTEXT).generate(prompts, stops, 12)] == expected
 
 

@@ -137,7 +137,7 @@ def test_a_model_made_worse_is_blocked_and_a_harmless_change_is_not(folder, tmp_
                 weights += noise * weights.std() * torch.randn_like(weights)
         engine = TransformersEngine(model, CONTEXT)
         examination = Examination(engine, tokenizer, SETTINGS.max_new_tokens)
-        found[name] = examine(spec(folder), PayloadRun(tmp_path / name), engine, examination).measures
+        found[name] = examine(spec(folder), PayloadRun(tmp_path / name), examination).measures
     guards = ("variant_loses_nothing", "variant_is_safe")
     passed = {
         name: [v.passed for v in judge(gates, {}, measures, found["released"]) if v.gate in guards]

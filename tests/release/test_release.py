@@ -9,10 +9,12 @@ import pytest
 
 from khmer_assets.definitions import assets_by_stage
 from khmer_assets.evaluation.measures import Measure, mean_of
+from khmer_assets.evaluation.served import compared_release, keep_scores
 from khmer_assets.evaluation.tasks import safety
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.release import release as release_payload
 from khmer_assets.release.gates import judge
+from khmer_assets.server.state import ModelVersion, ServerState
 from resources import blocking_checks
 from resources.blocking_checks import unmet_checks
 from resources.compute import Compute
@@ -185,8 +187,8 @@ def test_a_release_keeps_what_the_next_is_compared_with_and_the_calibration(fact
 @pytest.mark.parametrize(
     ("then", "gate", "told"),
     [
-        (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the last release"),
-        (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the last release"),
+        (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the served release"),
+        (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the served release"),
         (scores(unsafe=6), "variant_is_safe", "20.0% of the harmful requests are answered unsafely"),
         (scores()[1:], "variant_loses_nothing", "held-out text khm was not measured"),
     ],
@@ -202,6 +204,39 @@ def test_a_worse_model_is_blocked_the_ui_tells_why_and_the_former_release_stays(
     assert [name for name, check in found.items() if not check.passed] == [gate]
     assert told in found[gate].description
     assert factory.store.current("release") == released
+
+
+def test_after_a_rollback_the_next_release_is_compared_with_the_one_that_is_served(factory):
+    factory.materialize_all_upstream()
+    for weights, chats in (("served", 0.7), ("rolled back", 0.95), ("of another try", 0.95)):
+        factory.weights, factory.scores = weights, scores(chats=chats)
+        factory.materialize("merged_model")
+        factory.materialize("benchmark_report", "release_bundle")
+        assert factory.materialize("release").success
+        if weights == "served":  # the store forgets it with the third
+            digest = factory.store.current("release").name
+            keep_scores(factory.folder, factory.store.current("release"))
+    assert not (factory.store.current("release").parent / digest).exists()
+    ServerState(release=ModelVersion(digest=digest, max_model_length=8)).write(factory.folder / "server")
+    factory.weights, factory.scores = "next", scores(chats=0.75)  # better than what is served, worse than the last
+    factory.materialize("merged_model")
+    factory.materialize("benchmark_report", "release_bundle")
+    assert factory.materialize("release").success
+
+
+def test_scores_of_what_is_neither_served_nor_next_in_a_rollback_are_forgotten(factory):
+    for name in ("first", "second", "third"):
+        release = factory.folder / "made" / name
+        release.mkdir(parents=True)
+        (release / "release.json").write_text(json.dumps({"variant": name}))
+        served = ModelVersion(digest=name, max_model_length=8)
+        former = ServerState.read(factory.folder / "server").release
+        keep_scores(factory.folder, release)
+        ServerState(release=served, former=former).write(factory.folder / "server")
+    assert {folder.name for folder in (factory.folder / "server" / "scores").iterdir()} == {"first", "second", "third"}
+    keep_scores(factory.folder, release)
+    assert {folder.name for folder in (factory.folder / "server" / "scores").iterdir()} == {"second", "third"}
+    assert compared_release(factory.folder, None).name == "third"
 
 
 def test_a_harmless_change_is_released(factory):
