@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from khmer_assets.labels import features
 from khmer_assets.server.text_features import BITS, CHARACTERS, ngrams
 
-
 ONE_UNIT = st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])  # of UTF-16, in which both count
 
 
