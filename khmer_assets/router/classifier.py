@@ -34,7 +34,9 @@ def fit(texts: Sequence[str], figures: Floats, targets: NDArray[np.int64], class
     from scipy.optimize import minimize
     from scipy.sparse import csr_matrix, hstack
 
-    rows = hstack([_matrix(texts), csr_matrix(figures), csr_matrix(np.ones((len(texts), 1)))]).tocsr()
+    counts = _matrix(texts)
+    seen = np.unique(counts.indices)  # an n-gram that no text has weighs nothing
+    rows = hstack([counts[:, seen], csr_matrix(figures), csr_matrix(np.ones((len(texts), 1)))]).tocsr()
     truth = np.eye(classes)[targets]
     shape = (rows.shape[1], classes)
 
@@ -47,8 +49,10 @@ def fit(texts: Sequence[str], figures: Floats, targets: NDArray[np.int64], class
         return float(strength * told + (weights[:-1] ** 2).sum() / 2), slope.ravel()
 
     found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    weights = found.x.reshape(shape)
-    return Classifier(weights[:BUCKETS], weights[BUCKETS:-1], weights[-1])
+    fitted = found.x.reshape(shape)
+    weights = np.zeros((BUCKETS, classes))
+    weights[seen] = fitted[: len(seen)]
+    return Classifier(weights, fitted[len(seen) : -1], fitted[-1])
 
 
 def _matrix(texts: Sequence[str]) -> "csr_matrix":  # type: ignore[name-defined]  # noqa: F821

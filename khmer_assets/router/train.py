@@ -32,7 +32,7 @@ class Routing(Settings):
     """
 
     threshold: Ratio = 0.8
-    max_chats: PositiveInt = 400
+    max_chats: PositiveInt = 1000
     stronger: Name | None = None
 
 
