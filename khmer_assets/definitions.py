@@ -134,7 +134,13 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.seed,
     )
     stages["router"] = router_assets(
-        recipe.router, recipe.stronger, whole, recipe.context_length, recipe.evaluation.max_new_tokens, recipe.seed
+        recipe.router,
+        recipe.stronger,
+        whole,
+        {},
+        recipe.context_length,
+        recipe.evaluation.max_new_tokens,
+        recipe.seed,
     )
     stages["load"] = load_assets(
         recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, tokenizer, recipe.seed

@@ -1,12 +1,13 @@
 """The assets of the router: its training, and its deployment."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from khmer_assets.evaluation.assets import newest
 from khmer_assets.foundation.settings import code_version
 from khmer_assets.router import train
 from khmer_assets.server.router_file import ABOUT, About
@@ -16,20 +17,24 @@ from resources.compute import Compute
 from resources.instance import GPU_POOL, ON_DEMAND
 from resources.model_server import ModelServer, ModelServerError
 from resources.served_router import load_router
+from resources.storage import FoldersIOManager
 
 
 def router_assets(
     settings: train.Routing | None,
     stronger: StrongerModel | None,
     model: str,
+    others: Mapping[str, tuple[str, str]],
     context_length: int,
     max_new_tokens: int,
     seed: int,
 ) -> list[Any]:
     """router with its check, and served_router; none without settings.
 
-    `stronger`: who is asked beyond this server. `model` is the asset of the model that the adapters adapt. An answer
-    has at most `max_new_tokens`, and with its prompt `context_length` tokens.
+    `stronger`: who is asked beyond this server. `model` is the asset of the model that the adapters adapt. `others`: of
+    adapters that are no partition of domain_adapter, the assets of their weights and chats, by the adapter's name;
+    those that are not there yet are left out. An answer has at most `max_new_tokens`, and with its prompt
+    `context_length` tokens.
     """
     if settings is None:
         return []
@@ -42,12 +47,14 @@ def router_assets(
         kinds={"numpy"},
         pool=GPU_POOL,
         ins={"model": dg.AssetIn(model)},
+        deps=[asset for pair in others.values() for asset in pair],
         code_version=code_version(1, settings=trained, seed=seed, tokens=[context_length, max_new_tokens]),
         tags=ON_DEMAND,
     )
     def router(
         context: dg.AssetExecutionContext,
         compute: Compute,
+        folders: dg.ResourceParam[FoldersIOManager],
         model: Path,
         chat_dataset: Path,
         domain_adapter: dict[str, Path],
@@ -56,6 +63,10 @@ def router_assets(
         """`router.json` and `weights.npy`: who answers a question best, the model or an adapter, and how sure the model
         must be; `asked.jsonl` the held-out chats that it was learned from. Its figures are of chats that it had not
         seen."""
+        for name, (adapter, chats) in others.items():
+            trained_one, its_chats = newest(folders, adapter), newest(folders, chats)
+            if trained_one and its_chats:
+                domain_adapter[name], adapter_chats[name] = trained_one, its_chats
         spec = train.Spec(
             model=model,
             chats=chat_dataset,

@@ -55,23 +55,10 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
 
     An adapter of another model is left out. Raises `Refusal` where none is left, or there are too few chats.
     """
-    adapters = {name: folder for name, folder in sorted(spec.adapters.items()) if name in spec.adapter_chats}
-    for name, folder in list(adapters.items()):
-        base = json.loads((folder / "training.json").read_text())["base"]
-        if base != spec.model.name:
-            run.log(f"the adapter {name} was trained on {base}, not on {spec.model.name}, and is left out")
-            del adapters[name]
-    if not adapters:
-        raise Refusal("no adapter was trained on this model; materialize domain_adapter, and then the router")
-    own: dict[str | None, list[list[dict[str, str]]]] = {
-        name: [chat for split in HELD_OUT for chat in chats_of(folder, split) if len(chat) > 1][
-            : spec.settings.max_chats
-        ]
-        for name, folder in ((None, spec.chats), *((name, spec.adapter_chats[name]) for name in adapters))
-    }
-    asked = _asked(spec, run, adapters, own)
+    asked = asked_of(spec, run)
+    domains = list(asked[0].by_adapter) if asked else []
     try:
-        router = learn(asked, list(adapters), spec.model.name, spec.settings.threshold, spec.seed)
+        router = learn(asked, domains, spec.model.name, spec.settings.threshold, spec.seed)
     except TooFew as error:
         raise Refusal(str(error)) from None
     router.save(run.output)
@@ -79,10 +66,10 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         for one in asked:
             told = {"question": one.question, "own": one.own, "model": one.right, **one.by_adapter}
             file.write(json.dumps(told, ensure_ascii=False) + "\n")
-    rows = [
-        {"chats of": name or "the model", "held out": len(chats), **_shares([one for one in asked if one.own == name])}
-        for name, chats in own.items()
-    ]
+    rows = []
+    for name in (None, *domains):
+        own = [one for one in asked if one.own == name]
+        rows.append({"chats of": name or "the model", "held out": len(own), **_shares(own)})
     return {**router.about.figures, "right": markdown_table(pl.DataFrame(rows))}
 
 
@@ -93,11 +80,21 @@ def _shares(asked: list[Asked]) -> dict[str, float | None]:
     return {name: round(sum(found) / len(found), 3) for name, found in right.items() if found}
 
 
-def _asked(
-    spec: Spec, run: PayloadRun, adapters: dict[str, Path], own: dict[str | None, list[list[dict[str, str]]]]
-) -> list[Asked]:
-    """All chats, answered by the model and by each adapter; what a killed run has asked is not asked again."""
-    chats = [(name, chat) for name, listed in own.items() for chat in listed]
+def asked_of(spec: Spec, run: PayloadRun) -> list[Asked]:
+    """The held-out chats, answered by the model and by each adapter; what a killed run has asked is not asked again."""
+    adapters = {name: folder for name, folder in sorted(spec.adapters.items()) if name in spec.adapter_chats}
+    for name, folder in list(adapters.items()):
+        base = json.loads((folder / "training.json").read_text())["base"]
+        if base != spec.model.name:
+            run.log(f"the adapter {name} was trained on {base}, not on {spec.model.name}, and is left out")
+            del adapters[name]
+    if not adapters:
+        raise Refusal("no adapter was trained on this model; materialize domain_adapter, and then the router")
+    chats: list[tuple[str | None, list[dict[str, str]]]] = []
+    for name in (None, *adapters):
+        folder = spec.chats if name is None else spec.adapter_chats[name]
+        own = [chat for split in HELD_OUT for chat in chats_of(folder, split) if len(chat) > 1]
+        chats += [(name, chat) for chat in own[: spec.settings.max_chats]]
     questions = [chat[:-1] for _, chat in chats]
     loaded: list[_Answerers] = []  # when it is needed
 
