@@ -91,8 +91,10 @@ def adapters_of(store: Store, recipe: Recipe, model: Path, folder: Path) -> dict
         except MissingArtifact:
             continue
     if len(found) < 2:
-        chats = clock_chats(folder / "clock_chats")
+        if (chats := folder / "clock chats").exists():  # of an earlier benchmark
+            return {**found, CLOCK: (folder / "clock" / "output", chats)}
         run = PayloadRun(folder / "clock")
+        clock_chats(chats)
         settings = recipe.adapters[0].finetuning
         spec = sft.Spec(base=model, chats=chats, settings=settings, context_length=recipe.context_length, seed=1)
         sft.main(spec, run)
@@ -137,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=own_home())
     parser.add_argument("--chats", type=int, default=120, help="test chats of the model, and of each adapter, at most")
+    parser.add_argument("--work", type=Path, help="keep the second adapter in this folder, or take it from there")
     parser.add_argument("--port", type=int, default=8950)
     arguments = parser.parse_args()
     recipe = Recipe.load(SAMPLE_RECIPE)
@@ -145,12 +148,12 @@ def main() -> None:
     tokens = recipe.evaluation.max_new_tokens
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        adapters = adapters_of(store, recipe, model, folder)
+        adapters = adapters_of(store, recipe, model, arguments.work or folder)
         spec = train.Spec(
             model=model,
             chats=without_test(chats, folder / "chats"),
             adapters={name: weights for name, (weights, _) in adapters.items()},
-            adapter_chats={name: without_test(own, folder / name) for name, (_, own) in adapters.items()},
+            adapter_chats={name: without_test(own, folder / f"chats of {name}") for name, (_, own) in adapters.items()},
             settings=train.Routing(),
             context_length=recipe.context_length,
             max_new_tokens=tokens,
@@ -214,10 +217,8 @@ def measured(
         )
         for (own, chat), found in zip(asked, streams, strict=True)
     ]
-    picks = {
-        way: [_answerer(found[key].route) for found in streams]
-        for way, key in (("question", AUTO_NAME), ("whole answer", "whole"))
-    }
+    ways = {"question": AUTO_NAME, "whole answer": "whole"}
+    picks = {way: [_answerer(found[key].route) for found in streams] for way, key in ways.items()}
     rows = [_row("never (the model)", items, [None] * len(items))]
     rows.append(_row("always (the likeliest adapter)", items, [router.guess(one.question) for one in items]))
     by_model = [found for found in streams if found[AUTO_NAME].route == MODEL_NAME]

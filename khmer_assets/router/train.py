@@ -91,10 +91,9 @@ def asked_of(spec: Spec, run: PayloadRun) -> list[Asked]:
     if not adapters:
         raise Refusal("no adapter was trained on this model; materialize domain_adapter, and then the router")
     chats: list[tuple[str | None, list[dict[str, str]]]] = []
-    for name in (None, *adapters):
-        folder = spec.chats if name is None else spec.adapter_chats[name]
-        own = [chat for split in HELD_OUT for chat in chats_of(folder, split) if len(chat) > 1]
-        chats += [(name, chat) for chat in own[: spec.settings.max_chats]]
+    for whose, listed in ((None, spec.chats), *((name, spec.adapter_chats[name]) for name in adapters)):
+        own = [chat for split in HELD_OUT for chat in chats_of(listed, split) if len(chat) > 1]
+        chats += [(whose, chat) for chat in own[: spec.settings.max_chats]]
     questions = [chat[:-1] for _, chat in chats]
     loaded: list[_Answerers] = []  # when it is needed
 
