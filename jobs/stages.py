@@ -101,6 +101,20 @@ def adapter_job() -> UnresolvedAssetJobDefinition:
     )
 
 
+def router_job() -> UnresolvedAssetJobDefinition:
+    """Learns who answers what best."""
+    return dg.define_asset_job(
+        "train_router",
+        AssetSelection.assets("router"),
+        description="Ask held-out chats of the model and of its adapters, and learn who answers what best.",
+    )
+
+
+def deploy_router_job() -> UnresolvedAssetJobDefinition:
+    """Serves the current router."""
+    return dg.define_asset_job("deploy_router", AssetSelection.assets("served_router"))
+
+
 def deploy_job() -> UnresolvedAssetJobDefinition:
     """Serves the current release."""
     return dg.define_asset_job("deploy", AssetSelection.assets("served_model"))

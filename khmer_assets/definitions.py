@@ -12,7 +12,16 @@ from typing import Any
 import dagster as dg
 
 from jobs.schedules import all_schedules
-from jobs.stages import adapter_job, clean_up_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
+from jobs.stages import (
+    adapter_job,
+    clean_up_job,
+    deploy_adapter_job,
+    deploy_job,
+    deploy_router_job,
+    retire_adapter_job,
+    router_job,
+    stage_jobs,
+)
 from khmer_assets.adapters.assets import adapter_assets
 from khmer_assets.base_model.assets import base_model_assets
 from khmer_assets.compression.assets import compression_assets
@@ -28,6 +37,7 @@ from khmer_assets.pretraining.assets import pretraining_assets
 from khmer_assets.recipe import Recipe
 from khmer_assets.release.assets import release_assets
 from khmer_assets.release.deployment import model_server
+from khmer_assets.router.assets import router_assets
 from khmer_assets.tokenizer.assets import tokenizer_assets
 from resources.batches import RAY_VARIABLE, Batches
 from resources.compute import LAUNCH_VARIABLE, Compute
@@ -123,6 +133,15 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.context_length,
         recipe.seed,
     )
+    stages["router"] = router_assets(
+        recipe.router,
+        recipe.stronger,
+        whole,
+        {},
+        recipe.context_length,
+        recipe.evaluation.max_new_tokens,
+        recipe.seed,
+    )
     stages["load"] = load_assets(
         recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, tokenizer, recipe.seed
     )
@@ -145,6 +164,9 @@ def build_definitions(
         deploy_adapter = deploy_adapter_job()
         jobs += [adapter_job(), deploy_adapter, retire_adapter_job([adapter.name for adapter in recipe.adapters])]
         sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter, on_release=True))
+    if recipe.router:
+        jobs += [router_job(), deploy_router := deploy_router_job()]
+        sensors.append(redeploy_sensor("redeploy_router", "router", deploy_router, on_release=True))
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],

@@ -31,6 +31,8 @@ from khmer_assets.load.serving_tuning import ServingTuning
 from khmer_assets.pretraining.train import Pretraining
 from khmer_assets.release.deployment import Deployment
 from khmer_assets.release.gates import Release
+from khmer_assets.router.train import Routing
+from khmer_assets.server.state import AUTO_NAME, EMBEDDER_NAME, MODEL_NAME, StrongerModel
 from khmer_assets.sources.catalogue import Source, read_catalogue
 from khmer_assets.teachers.settings import TeacherList
 from khmer_assets.tokenizer.bpe import TokenizerSettings
@@ -73,6 +75,7 @@ class Recipe(Settings):
     instructions: Instructions
     finetuning: FinetuningRuns | None = None
     adapters: list[Adapter] = []
+    router: Routing | None = None
     compression: Compression = Compression()
     evaluation: Evaluation
     release: Release
@@ -144,9 +147,29 @@ class Recipe(Settings):
         names = [adapter.name for adapter in self.adapters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two adapters are named {twice[0]!r}; give each its own name")
-        if self.serving.embedder and "embedding" in names:
-            raise ValueError("an adapter is named 'embedding', as serving.embedder is served; give it another name")
+        taken = {EMBEDDER_NAME: self.serving.embedder, AUTO_NAME: self.router}
+        for name in names:
+            if taken.get(f"{MODEL_NAME}-{name}"):
+                raise ValueError(
+                    f"an adapter is named {name!r}, as {MODEL_NAME}-{name} is served; give it another name"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _router_has_answerers(self) -> "Recipe":
+        if self.router is not None and not self.adapters:
+            raise ValueError("router chooses between the model and its adapters: set adapters, or remove it")
+        wanted = self.router.stronger if self.router else None
+        if wanted and wanted not in (names := [teacher.name for teacher in self.teachers]):
+            raise ValueError(f"router.stronger ({wanted}) is none of the teachers ({', '.join(names) or 'none'})")
+        return self
+
+    @property
+    def stronger(self) -> StrongerModel | None:
+        """The teacher that answers users who are not satisfied, if the router has one."""
+        named = self.router.stronger if self.router else None
+        fields = set(StrongerModel.model_fields)
+        return next((StrongerModel(**t.model_dump(include=fields)) for t in self.teachers if t.name == named), None)
 
     @property
     def adapter_ranks(self) -> list[int]:

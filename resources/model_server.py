@@ -291,6 +291,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
             rolled_back=rolled_back,
             adapters=tuple(adapter for adapter in former.adapters if adapter.base in bases),
             retired=former.retired,
+            router=former.router,  # which waits for a release of its own base
             embedder=version_of(self.embedder, former, self.port, tuple(engine.port for engine in engines)),
             gateway=self.gateway,
         )

@@ -16,6 +16,8 @@ from khmer_assets.commands.steps import current
 from khmer_assets.foundation.home import home
 from khmer_assets.recipe import Recipe
 from khmer_assets.release.deployment import deploy, load_adapter
+from resources.model_server import ModelServer, ModelServerError
+from resources.served_router import load_router, unload_router
 from resources.storage import MissingArtifact, Store, store_root
 
 HELP = "bring everything up to date, start the servers and ask the model a question"
@@ -79,6 +81,7 @@ def _run(dry_run: bool) -> int:
             found = store.current("adapter_release", adapter.name)
             if not server.was_retired(found.name):
                 load_adapter(server, found)
+    _route(server, store, recipe)
     print(f"\n  question   {recipe.serving.question}\n  answer     {answer(recipe, recipe.serving.question)}\n")
     for name, address in services.addresses().items():
         print(f"  {name:<9}  {address}")
@@ -86,6 +89,19 @@ def _run(dry_run: bool) -> int:
     print(f"  chat page  {server.address}/#key={server.api_key()}")
     print(f"  report     {store.current('benchmark_report') / 'report.md'}\n")
     return 1 if summary.failed else 0
+
+
+def _route(server: ModelServer, store: Store, recipe: Recipe) -> None:
+    """Serve the router that there is, if it is of this release; without one in the recipe, serve none."""
+    if recipe.router is None:
+        unload_router(server)
+        return
+    try:
+        load_router(server, store.current("router"), recipe.stronger)
+    except MissingArtifact:
+        print("khmer-auto: no router is trained yet; the job train_router does")
+    except ModelServerError as error:
+        print(f"khmer-auto: {error}", file=sys.stderr)
 
 
 def _tell(summary: Summary, seconds: float) -> None:

@@ -25,7 +25,7 @@ BATCH = 5_000  # records
 REPORT = "usage.md"
 TEXTS = (
     *("id", "request_id", "key_id", "user", "endpoint", "model", "release", "adapter", "outcome"),
-    *("finish_reason", "error"),
+    *("finish_reason", "error", "route", "route_reason", "dissatisfied_with"),
 )
 SPOKEN = ("system_prompt", "user_input", "output", "parameters")  # what is no text is kept as JSON
 SECONDS = ("seconds_to_first_token", "seconds")
@@ -35,6 +35,8 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys((*TEXTS, *SPOKEN), pl.String),
     **dict.fromkeys(SECONDS, pl.Float64),
     **dict.fromkeys(TOKENS, pl.Int64),
+    "confidence": pl.Float64,
+    "dissatisfied": pl.Boolean,
     "day": pl.Date,
 }
 
@@ -93,7 +95,7 @@ def _row(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         usage = record.get("usage") or {}
-        row = {name: record.get(name) for name in (*TEXTS, *SECONDS)}
+        row = {name: record.get(name) for name in (*TEXTS, *SECONDS, "confidence", "dissatisfied")}
         row |= {name: _text(record.get(name)) for name in SPOKEN}
         row |= {name: usage.get(name) for name in TOKENS}
         row["time"] = datetime.fromisoformat(record["time"])

@@ -21,6 +21,7 @@ from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import Body, Chat, Embeddings, Generation, Tokenization
+from khmer_assets.server.stronger import Reply
 
 MAX_ATTEMPTS = 2  # a request that has broken so many engines is not given to another
 # For limits, of answers whose users left before the engine had told any tokens: roughly what it has done for them.
@@ -29,6 +30,13 @@ TOKENS_A_SECOND = 30
 LOGGED = (
     *("id", "request_id", "key_id", "endpoint", "model", "release", "adapter", "outcome"),
     *("seconds", "seconds_to_first_token", "finish_reason"),
+)
+HEADERS = (  # which tell a field of the record, where it has one
+    (b"x-khmer-release", "release"),
+    (b"x-khmer-adapter", "adapter"),
+    (b"x-khmer-route", "route"),
+    (b"x-khmer-route-reason", "route_reason"),
+    (b"x-khmer-confidence", "confidence"),
 )
 
 
@@ -144,17 +152,27 @@ class Answer:
             answer = b"".join([piece async for piece in response])
             if response.status == 200 and (failure := failure_in(answer)):
                 raise EngineFailure(failure)
+            if response.status == 200:
+                answer = self._judge(answer)
             self.outcome = "completed" if response.status == 200 else "refused"
             if response.status != 200:
                 self.error = answer[:500].decode(errors="replace")
                 if refused := kind.refusal(response.status, answer, self.path):
                     raise refused
-            self.record.whole(answer)
-            self._close()
-            if response.status == 200:
-                answer = self.form.told(answer, self.record.id)
-            await self._start(send, response.status, response.content_type)
-            await send({"type": "http.response.body", "body": answer, "more_body": False})
+            await self._give(answer, response.status, response.content_type, send)
+
+    async def _give(self, answer: bytes, status: int, content_type: str, send: Send) -> None:
+        """Let the user have a whole answer."""
+        self.record.whole(answer)
+        self._close()
+        if status == 200:
+            answer = self.form.told(answer, self.record.id)
+        await self._start(send, status, content_type)
+        await send({"type": "http.response.body", "body": answer, "more_body": False})
+
+    def _judge(self, answer: bytes) -> bytes:
+        """What of an engine's whole answer is given."""
+        return answer
 
     def _version(self) -> str:
         """The version that is to answer, as the engine calls it; noted for who asks later. Raises `Refused`."""
@@ -172,7 +190,7 @@ class Answer:
         self.answered_by |= {"model": version, "adapter": adapter.name if adapter else ""}
         return version
 
-    async def _stream(self, response: Connection, send: Send) -> None:
+    async def _stream(self, response: Connection | Reply, send: Send) -> None:
         self.events = self.form.events(self.record.id)
         async for piece in response:
             if events := self._kept(piece):
@@ -208,10 +226,7 @@ class Answer:
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True
         headers = [(b"content-type", content_type.encode())]
-        if release := self.record.fields["release"]:
-            headers.append((b"x-khmer-release", release.encode()))
-        if adapter := self.record.fields["adapter"]:
-            headers.append((b"x-khmer-adapter", adapter.encode()))
+        headers += [(name, str(told).encode()) for name, field in HEADERS if (told := self.record.fields[field])]
         await send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _close(self) -> None:

@@ -29,7 +29,14 @@ from khmer_assets.server.requests import Body, Chat, Generation, Tokenization
 JOURNALS = ".open"
 REDACTED = "[redacted]"
 # fields without a user's words
-PLAIN = ("id", "time", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason")
+PLAIN = (
+    *("id", "time", "key_id", "endpoint", "model", "release", "adapter", "outcome", "finish_reason"),
+    *("route", "route_reason", "dissatisfied_with"),
+)
+# Of answers of khmer-auto; null in all other records. `route`: the name of who answered. `route_reason`: why (`Reason`
+# in `router_file.py`). `confidence`: the chance that the model's own answer is right. `dissatisfied`: whether the last
+# turn says that the answer before it was not good; `dissatisfied_with`: the id of that answer's record, if it is known.
+ROUTING = ("route", "route_reason", "confidence", "dissatisfied", "dissatisfied_with")
 
 
 def _compiles(pattern: str) -> str:
@@ -73,6 +80,7 @@ class Record:
             "model": body.model,
             "release": None,
             "adapter": None,
+            **dict.fromkeys(ROUTING),
         }
         self._journal: int | None = None
         self._answer: list[bytes] = []

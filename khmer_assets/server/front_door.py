@@ -24,7 +24,9 @@ from khmer_assets.server.rate_limits import Allowance, Allowances
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
 from khmer_assets.server.requests import Body, Embeddings
-from khmer_assets.server.state import EMBEDDER_NAME, ModelServerError, ServerState
+from khmer_assets.server.routing import Conversations, router_of
+from khmer_assets.server.state import AUTO_NAME, EMBEDDER_NAME, ModelServerError, ServerState
+from khmer_assets.server.stronger import Stronger
 from khmer_assets.server.structure import require_within
 
 LOOK_SECONDS = 0.25
@@ -47,6 +49,8 @@ class FrontDoor:
         self.embedding = Balance()  # of the embedder
         self.answering = 0  # requests that were admitted and have not ended: with an engine, or waiting for one
         self.metrics = Metrics()
+        self.conversations = Conversations()
+        self.stronger = Stronger()
         self._seen: tuple[int, int] | None = None
         self.refresh()
         self.connections = Connections(engine_key(self.folder))
@@ -65,6 +69,9 @@ class FrontDoor:
             log.error(json.dumps({"error": str(error)}))  # what is served goes on
             return
         self.names = self.state.names()
+        self.router, self.no_router = router_of(self.state, self.folder)
+        if self.router is not None:
+            self.names[AUTO_NAME] = None
         release = self.state.release
         self.kind = kind_of(kept_model(self.folder, release.digest), release.engine) if release is not None else None
         self.balance.follow(self.state.ports)
@@ -73,7 +80,12 @@ class FrontDoor:
         self.audit = AuditLog(self.audit_folder, self.settings.redact, self.settings.retention_days)
         self.allowances.follow(self.settings.tiers)
         versions = (release, self.state.former, *self.state.adapters)
-        models = [EMBEDDER_NAME, *(version.names[1] for version in versions if version is not None)]
+        stronger = self.state.router and self.state.router.stronger
+        models = [
+            EMBEDDER_NAME,
+            stronger.name if stronger else "",
+            *(version.names[1] for version in versions if version is not None),
+        ]
         self.metrics.follow(release.digest if release is not None else None, models, (*self.settings.tiers, OWNER))
 
     def models(self, allowance: Allowance | None) -> list[dict[str, Any]]:
@@ -114,6 +126,8 @@ class FrontDoor:
     def check_model(self, name: str, allowance: Allowance | None) -> None:
         """Raise `Refused` for a model that is not served (404), or that the key may not use (403)."""
         if name not in self.names and not (name == EMBEDDER_NAME and self.state.embedder):
+            if name == AUTO_NAME:
+                raise Refused(404, self.no_router, code="model_not_found", parameter="model")
             mine = ", ".join(model["id"] for model in self.models(allowance))
             message = f"there is no model {name!r}; served are {mine}"
             raise Refused(404, message, code="model_not_found", parameter="model")

@@ -23,8 +23,8 @@ def keep_model(folder: Path, model: Path, digest: str) -> None:
 
 
 def forget_models(folder: Path, state: ServerState) -> None:
-    """Delete what neither the release, nor the one before it, nor an adapter needs."""
-    keep = {kept.digest for kept in (state.release, state.former, *state.adapters) if kept is not None}
+    """Delete what neither the release, nor the one before it, nor an adapter, nor the router needs."""
+    keep = {kept.digest for kept in (state.release, state.former, *state.adapters, state.router) if kept is not None}
     forgotten = folder / "models" / ".forgotten"
     for entry in (folder / "models").glob("*"):
         if entry != forgotten and entry.name not in keep:

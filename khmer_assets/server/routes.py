@@ -29,6 +29,8 @@ from khmer_assets.server.paths import BODIES, parse
 from khmer_assets.server.rate_limits import Allowance
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.request_log import log
+from khmer_assets.server.routed_answer import RoutedAnswer
+from khmer_assets.server.state import AUTO_NAME
 
 CHAT_PAGE = Path(__file__).parent / "chat_page.html"
 HOUSEKEEPING_SECONDS = 3600
@@ -113,7 +115,8 @@ class Routes:
         path = request.scope["path"]
         body = parse(BODIES[path], await read_body(request, door.settings), release.max_model_length)
         door.admit(body, key, allowance)
-        answer = Answer(door, path, body, key, allowance, request.state.id)
+        kind = RoutedAnswer if body.model == AUTO_NAME else Answer
+        answer = kind(door, path, body, key, allowance, request.state.id)
         request.state.id = answer.record.fields["request_id"]
         return answer
 

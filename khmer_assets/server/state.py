@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 MODEL_NAME = "khmer"
 EMBEDDER_NAME = f"{MODEL_NAME}-embedding"
+AUTO_NAME = f"{MODEL_NAME}-auto"  # the model, or who else answers better
 
 EngineValue = bool | int | float | str
 Say = Callable[[str], None]
@@ -68,6 +69,30 @@ class EmbedderVersion(BaseModel):
     port: int
 
 
+class StrongerModel(BaseModel):
+    """A model behind another server that speaks OpenAI's protocol, whom users are sent to who are not satisfied.
+
+    `address` ends in /v1 with most servers; `key_variable` names the gateway's environment variable that holds the key.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    address: str
+    model: str
+    key_variable: str | None = None
+
+
+class RouterVersion(BaseModel):
+    """A version of the router; `base` is the digest of the model that it was trained with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: str
+    base: str
+    stronger: StrongerModel | None = None
+
+
 class ServerState(BaseModel):
     """What is served where. The gateway follows the file; whoever holds the `deployment_lock` writes it.
 
@@ -87,6 +112,7 @@ class ServerState(BaseModel):
     adapters: tuple[AdapterVersion, ...] = ()
     retired: tuple[str, ...] = ()
     embedder: EmbedderVersion | None = None
+    router: RouterVersion | None = None
     gateway: dict[str, Any] = {}
     stopped: bool = False
 

@@ -35,13 +35,16 @@ class StandIn:
     `mood`: well, slow, silent (nothing for ever), starting (status 503), broken (500), locked (401), refusing (400),
     dying (ends a stream early), aborting (and says so), erring (an error and the end mark under status 200, as vLLM
     does it), stillborn (the same before the first word), late (the same, and the request is wrong), flooding (words for
-    ever). `moods`: those of the next answers. `healthy`: what /health says.
+    ever). `moods`: those of the next answers. `healthy`: what /health says. `missing`: models that it does not have.
+    `logprob`: of each word, where it is asked for.
     """
 
     def __init__(self, folder: Path) -> None:
         self.mood = "well"
         self.moods: list[str] = []
         self.healthy = True
+        self.missing: set[str] = set()
+        self.logprob = -0.001
         self.asked: list[dict[str, Any]] = []
         self.gone = threading.Event()
         self.key = engine_key(folder)
@@ -67,21 +70,27 @@ class StandIn:
             return JSONResponse({"error": {"message": "out of memory"}}, 500)
         if mood == "locked":
             return JSONResponse({"error": "Unauthorized"}, 401)
+        if body["model"] in self.missing:
+            return JSONResponse({"error": {"message": "there is no such model", "type": "NotFoundError"}}, 404)
         if mood == "refusing":
             return JSONResponse({"error": {"message": "too many tokens", "type": "BadRequestError"}}, 400)
         common = {"id": "1", "created": 1, "model": body["model"]}
+        told = [{"token": word, "logprob": self.logprob, "bytes": None, "top_logprobs": []} for word in WORDS]
+        logprobs = [{"content": [one]} for one in told] if body.get("logprobs") else [None] * len(told)
         if body.get("stream"):
-            return StreamingResponse(self.pieces(common, body["stream_options"], mood), media_type="text/event-stream")
+            pieces = self.pieces(common, body["stream_options"], mood, logprobs)
+            return StreamingResponse(pieces, media_type="text/event-stream")
         if mood == "slow":
             await asyncio.sleep(30)
         reason = "abort" if mood == "aborting" else "stop"
         choice = {"index": 0, "message": MESSAGE, "finish_reason": reason}
+        choice["logprobs"] = {"content": told} if body.get("logprobs") else None
         return JSONResponse({**common, "object": "chat.completion", "choices": [choice], "usage": USAGE})
 
     async def tokens(self, request: Request) -> Response:
         return JSONResponse({"tokens": list((await request.json())["prompt"].encode())})
 
-    async def pieces(self, common: dict[str, Any], options: dict[str, bool], mood: str) -> Any:
+    async def pieces(self, common: dict[str, Any], options: dict[str, bool], mood: str, logprobs: list[Any]) -> Any:
         common["object"] = "chat.completion.chunk"
         try:
             for number, word in enumerate(WORDS):
@@ -96,7 +105,8 @@ class StandIn:
                     await asyncio.sleep(0)
                 last = number == len(WORDS) - 1
                 reason = ("abort" if mood == "aborting" else "stop") if last else None
-                choices = [{"index": 0, "delta": {"content": word}, "finish_reason": reason}]
+                delta = {"content": word}
+                choices = [{"index": 0, "delta": delta, "logprobs": logprobs[number], "finish_reason": reason}]
                 used = {"prompt_tokens": 7, "total_tokens": 8 + number, "completion_tokens": 1 + number}
                 told = {"usage": used} if options.get("continuous_usage_stats") else {}
                 yield event({**common, "choices": choices, **told})

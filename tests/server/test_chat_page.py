@@ -8,6 +8,7 @@ import pytest
 
 from khmer_assets.server.state import AdapterVersion, ServerState
 from tests.server.gateways import RELEASE, WORDS, front
+from tests.server.routers import NUMBER, NUMBERS, ROUTED, serve
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +71,35 @@ def test_an_adapter_is_chosen_and_the_answer_tells_its_digest(gateway, page):
     page.wait_for_function("turns.length == 2 && !running")
     told = page.locator(".turn.assistant .from").inner_text()
     assert told == f"khmer-numbers · {RELEASE.digest[:12]} · + {adapter.digest[:12]}"
+
+
+def test_it_shows_who_was_chosen_and_why_and_a_person_may_choose_another(gateway, page):
+    serve(gateway)
+    page.evaluate("localStorage.clear()")
+    page.goto("about:blank")
+    page.goto(f"{gateway.address}/#key={gateway.key}")
+    page.wait_for_selector("#model option[value=khmer-numbers]", state="attached")
+    assert page.input_value("#model") == "khmer-auto"
+    ask(page, NUMBER)
+    page.wait_for_function("turns.length == 2 && !running")
+    told = page.locator(".turn.assistant .from").first.inner_text()
+    assert "ឆ្លើយដោយ khmer-numbers · ជ្រើសតាមសំណួរ" in told and NUMBERS.digest[:12] in told
+    assert page.locator(".others button").all_inner_texts() == ["khmer"]
+    page.click(".others button")
+    page.wait_for_function("turns.length == 2 && !running && !turns.at(-1).route")
+    assert gateway.engines[0].asked[-1]["model"] == ROUTED.names[1]
+    assert page.input_value("#model") == "khmer-auto"
+    ask(page, "ខុសហើយ")
+    page.wait_for_function("turns.length == 4 && !running")
+    assert "ចម្លើយមុនមិនទាន់ល្អ" in page.locator(".turn.assistant .from").nth(1).inner_text()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.click("#language")
+    assert "answered by khmer-numbers" in page.locator(".turn.assistant .from").nth(1).inner_text()
+    with page.expect_download() as download:
+        page.click("#export")
+    turns = json.loads(Path(download.value.path()).read_text())["turns"]
+    assert (turns[3]["route"], turns[3]["reason"]) == ("khmer-numbers", "dissatisfied")
 
 
 def test_an_answer_is_stopped_repeated_and_what_failed_is_told(gateway, page):
