@@ -4,7 +4,6 @@ An answer that does not have its form is asked for once more, with what was wron
 schemas is asked without, and not with one again.
 """
 
-import json
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
@@ -45,8 +44,7 @@ class Asking(Generic[C]):
         Raises `AnswerError`, and what the server has refused without a schema too.
         """
         schema = task.form.model_json_schema()
-        system = f"{task.question} Answer with one JSON object of this schema and nothing else:\n{json.dumps(schema)}"
-        messages: list[dict[str, str]] = [{"role": "system", "content": system}, {"role": "user", "content": task.text}]
+        messages = task.messages
         why = text = ""
         for _ in range(2):
             told = yield self._request(messages, task.form.__name__, schema if self.takes_schemas else None)
