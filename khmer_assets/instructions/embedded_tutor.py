@@ -2,7 +2,7 @@
 
 | task | asked about | answer |
 |---|---|---|
-| fluency | a sentence with no error, with some, or in disorder | 5 less what the errors cost, 1 at least; each error's reason |
+| fluency | a sentence with no error, with some, or in disorder | 1 to 5: 5 less what the errors cost; reasons |
 | grammar | a sentence with an error, or with none | the right sentence, the change and its reason |
 | explanation | a sentence with an error | the rule, the reason, the right sentence |
 | vocabulary | a sentence of which words are explained | word, level and meaning, in Khmer or English |
@@ -40,11 +40,12 @@ SHARES: dict[Task, int] = {"grammar": 6, "explanation": 4, "fluency": 4, "vocabu
 TEXTS = 6_000  # that are composed for their sentences
 LEVELS = (("A1", 1 / 100), ("A2", 1 / 300), ("B1", 1 / 1_000), ("B2", 0.0))
 ENGLISH_SHARE, RIGHT_SHARE = 0.25, 0.15  # of the sentences; of those that are to be corrected
-WORDS = 3  # of a sentence that are explained at most, so that the answer fits a small model's context
+WORDS = 2  # of a sentence that are explained at most, so that the answer fits a small model's context
 MOST_ERRORS = 2
 LINES = 4  # of a dialogue
 ABOUT = ("provinces", "capitals", "animals", "colors", "jobs")  # tables of facts that dialogues are about
 LONGEST = 60  # characters of a sentence
+LONGEST_ANSWER = 225  # characters: with what the client says before, it fits a context of 256 of the sample's tokens
 
 Row = dict[str, Any]
 
@@ -80,7 +81,10 @@ def tutor_chats(settings: EmbeddedTutor, source: str, normalization: Normalizati
         for row in made[task]:
             if normalize(row["text"], normalization)[0] != row["text"]:
                 continue  # normalization would undo the error
-            rows.append(_chat(source, task, row))
+            chat = _chat(source, task, row)
+            if len(chat["messages"][-1]["content"]) > LONGEST_ANSWER:
+                continue
+            rows.append(chat)
             wanted -= 1
             if wanted == 0:
                 break
@@ -105,9 +109,7 @@ def _chat(source: str, task: Task, row: Row) -> Row:
 def _sentences(seed: int) -> list[tuple[str, Language]]:
     """Short good sentences that the sample can compose, each once."""
     rng = Random(seed)
-    texts = [
-        composition.compose_text(rng, "eng" if rng.random() < ENGLISH_SHARE else "khm")[1] for _ in range(TEXTS)
-    ]
+    texts = [composition.compose_text(rng, "eng" if rng.random() < ENGLISH_SHARE else "khm")[1] for _ in range(TEXTS)]
     everyday = (composition.SAMPLE / "everyday_sentences.txt").read_text(encoding="utf-8")
     good = good_sentences([*texts, everyday], 4 * TEXTS, seed)
     return [(sentence, language) for sentence, language in good if len(sentence) <= LONGEST]
@@ -138,7 +140,11 @@ def _fluency(sentence: str, language: Language, rng: Random, used: Counter[str])
         return {"text": disorder, "answer": _judged(1, [reasons()["explanations"]["shuffled"]])}
     for _ in range(wanted):
         error = _error(text, language, rng, used)
-        if error is None or error.rule in {one.rule for one in made} or any(e.wrong not in error.sentence for e in made):
+        if (
+            error is None
+            or error.rule in {one.rule for one in made}
+            or any(e.wrong not in error.sentence for e in made)
+        ):
             break
         text = error.sentence
         made.append(error)
@@ -220,7 +226,7 @@ def _vocabulary(lexicon: dict[str, Row], good: Sequence[tuple[str, Language]]) -
 
 
 def _dialogues(rng: Random) -> Iterator[Row]:
-    """Dialogues of questions and answers about a thing; a thing is asked about in several ways, and said differently."""
+    """Dialogues of questions and answers about a thing, each asked for in several ways."""
     facts: dict[tuple[str, Language], list[composition.Fact]] = defaultdict(list)
     by_task: dict[int, list[composition.Fact]] = defaultdict(list)
     for fact in composition.facts():
