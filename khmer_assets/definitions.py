@@ -12,13 +12,22 @@ from typing import Any
 import dagster as dg
 
 from jobs.schedules import all_schedules
-from jobs.stages import adapter_job, clean_up_job, deploy_adapter_job, deploy_job, retire_adapter_job, stage_jobs
+from jobs.stages import (
+    adapter_job,
+    clean_up_job,
+    deploy_adapter_job,
+    deploy_job,
+    failure_job,
+    retire_adapter_job,
+    stage_jobs,
+)
 from khmer_assets.adapters.assets import adapter_assets
 from khmer_assets.base_model.assets import base_model_assets
 from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets, evaluation_files
 from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.extension.assets import extension_assets
+from khmer_assets.failures.assets import JOB_ASSETS, failure_assets
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
@@ -102,14 +111,14 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
     )
     stages["release"] = release_assets(
-        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers"})
+        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures"})
         | {"context_length": recipe.context_length},
         [source.model_dump(mode="json") for source in recipe.sources.values()],
         recipe.release,
         whole,
         recipe.base is not None,
         recipe.serving,
-        bool(recipe.adapters),
+        bool(recipe.adapter_names),
         recipe.evaluation.max_new_tokens,
     )
     stages["adapters"] = adapter_assets(
@@ -120,6 +129,19 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.folder,
         recipe.evaluation,
         whole,
+        recipe.context_length,
+        recipe.seed,
+    )
+    stages["failures"] = failure_assets(
+        recipe.failures,
+        recipe.instructions,
+        recipe.normalization,
+        recipe.decontamination,
+        recipe.deduplication,
+        recipe.folder,
+        recipe.evaluation,
+        whole,
+        f"{recipe.variants[0]}_evaluation",
         recipe.context_length,
         recipe.seed,
     )
@@ -143,8 +165,12 @@ def build_definitions(
     sensors = [redeploy_sensor("redeploy", "release", deploy), keep_serving_sensor()]
     if recipe.adapters:
         deploy_adapter = deploy_adapter_job()
-        jobs += [adapter_job(), deploy_adapter, retire_adapter_job([adapter.name for adapter in recipe.adapters])]
+        jobs += [adapter_job(), deploy_adapter]
         sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter, on_release=True))
+    if recipe.failures:
+        jobs.append(failure_job(JOB_ASSETS))
+    if recipe.adapter_names:
+        jobs.append(retire_adapter_job(recipe.adapter_names))
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],
