@@ -18,7 +18,7 @@ class Answer(BaseModel):
     @classmethod
     def pattern(cls) -> str:
         """The form in a line, for models: a schema takes ten times as many tokens and says no more to them."""
-        return json.dumps(cls._pattern(), ensure_ascii=False)
+        return json.dumps(cls._pattern(), ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def _pattern(cls) -> dict[str, Any]:

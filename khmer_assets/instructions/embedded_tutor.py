@@ -99,7 +99,7 @@ def system_prompt(task: Task, **values: Any) -> str:
 
 def _chat(source: str, task: Task, row: Row) -> Row:
     asked = {"language": "Khmer", **row["asked"]}
-    answer = json.dumps(row["answer"], ensure_ascii=False)
+    answer = json.dumps(row["answer"], ensure_ascii=False, separators=(",", ":"))  # as engines hold models to
     identity = hashlib.sha256(f"{asked} {row['text']}".encode()).hexdigest()[:12]
     language = "eng" if row.get("language") == "eng" else "khm"
     turns = [row["text"], answer]

@@ -65,7 +65,8 @@ def test_new_chats_are_near_the_failures_and_none_is_held_out(recipe, tmp_path):
         return found.lazy()
 
     stage = assets_by_stage(recipe)["failures"]
-    (new,) = [one for one in stage if isinstance(one, dg.AssetsDefinition) and one.key.path == ["failure_chats"]]
+    assets = [one for one in stage if not isinstance(one, dg.AssetChecksDefinition)]
+    (new,) = [one for one in assets if one.key == dg.AssetKey("failure_chats")]
     result = dg.materialize([chat_dataset, failure_clusters, new], resources={"frames": frames})
     assert result.success
     folder = frames.store.current("failure_chats")
