@@ -11,6 +11,7 @@ dialogue about its topic. `once more`: questions that had to be asked twice.
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def task_of(name: str, system: str, text: str) -> Task[Any]:
     language: Language = "en" if "English" in system else "km"
     if name == "dialogue":
         return dialogue(text, language, "A1" if "level A1" in system else "B1" if "level B1" in system else "A2", 4)
+    made: dict[str, Callable[[str, Language], Task[Any]]]
     made = {"fluency": fluency, "grammar": grammar, "explanation": error, "vocabulary": vocabulary}
     return made[name](text, language)
 
