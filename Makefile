@@ -25,7 +25,7 @@ test:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist loadfile
-	$(VENV)/bin/pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow -n 2 --dist loadfile
 
 # Each environment is built once, and again when what it is made from changes.
 install:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from khmer_assets.compression import ctranslate2, onnx
-from khmer_assets.evaluation.engines import ROWS_A_BATCH, Engine, Generation, LlamaCppEngine, Question
+from khmer_assets.evaluation.engines import Engine, Generation, LlamaCppEngine, Question
+from khmer_assets.evaluation.reading import ROWS_A_BATCH
 from khmer_assets.foundation.files import size_of_folder
 from khmer_assets.foundation.workers import cores
 from khmer_assets.training.held_out import positions_at_once
+from resources.llama_cpp import llama_cpp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,11 +183,11 @@ class LlamaCppUsers:
     measures speed, and tells no likelihoods."""
 
     def __init__(self, file: Path, context_length: int, users: int, threads: int):
-        import llama_cpp
+        library = llama_cpp()
         from llama_cpp import _internals
 
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-        model, context = llama_cpp.llama_model_default_params(), llama_cpp.llama_context_default_params()
+        model, context = library.llama_model_default_params(), library.llama_context_default_params()
         context.n_ctx = context.n_batch = users * context_length
         context.n_seq_max = users
         context.kv_unified = True
