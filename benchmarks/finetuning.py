@@ -33,6 +33,7 @@ import polars as pl
 
 from benchmarks.open_model import folder
 from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chats import chats_of
 
@@ -245,7 +246,7 @@ def in_process_of_its_own(name: str, work: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{name}: {done.stderr[-2000:]}")
+        sys.exit(f"{name} {how_it_ended(done.returncode)}: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -31,6 +31,7 @@ from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.extension.assets import extension_assets
 from khmer_assets.failures.assets import JOB_ASSETS, failure_assets
 from khmer_assets.finetuning.assets import finetuning_assets
+from khmer_assets.finetuning.runs import base_asset
 from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
 from khmer_assets.labels.assets import label_assets
@@ -63,6 +64,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
     start = "extended_model" if recipe.extension else "base_model" if recipe.base else None
     trained = "base_checkpoint" if recipe.pretraining else "base_model"
     whole = "merged_model" if recipe.finetuning else trained
+    tokenizer_of_whole = tokenizer
     stages: dict[str, list[Any]] = {"corpus": [evaluation_files(recipe.decontamination, recipe.folder)]}
     if recipe.catalogue:
         stages["corpus"] += corpus_assets(
@@ -89,6 +91,9 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         stages["tokenizer"] = tokenizer_assets(recipe.tokenizer)
     if recipe.base:
         stages["base_model"] = base_model_assets(recipe.base)
+        for name, other in recipe.finetuning.bases.items() if recipe.finetuning else ():
+            stages["base_model"] += base_model_assets(other, base_asset(name))
+            tokenizer_of_whole = whole  # which of the bases' it is, is seen when all are trained
     if recipe.extension:
         stages["extension"] = extension_assets(recipe.extension, recipe.evaluation.max_documents)
     if recipe.pretraining:
@@ -111,7 +116,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.compression, recipe.variants, whole, texts, recipe.base is not None, recipe.seed
     )
     stages["evaluation"] = evaluation_assets(
-        recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
+        recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer_of_whole, texts, recipe.context_length
     )
     stages["release"] = release_assets(
         recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures"})
@@ -158,7 +163,11 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.seed,
     )
     stages["load"] = load_assets(
-        recipe.serving.benchmark, recipe.serving.tuning, recipe.serving.max_model_length, tokenizer, recipe.seed
+        recipe.serving.benchmark,
+        recipe.serving.tuning,
+        recipe.serving.max_model_length,
+        tokenizer_of_whole,
+        recipe.seed,
     )
     return stages
 

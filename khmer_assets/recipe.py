@@ -107,6 +107,14 @@ class Recipe(Settings):
             raise ValueError("nothing is trained: set finetuning, adapters or pretraining")
         if self.finetuning is not None and self.finetuning.replays and self.pretraining is None:
             raise ValueError("finetuning.replay learns text of pretraining again, and there is none: set pretraining")
+        if (
+            self.finetuning is not None
+            and self.finetuning.bases
+            and (self.base is None or self.pretraining is not None)
+        ):
+            raise ValueError(
+                "finetuning.bases are open models beside base, which is finetuned as it is: set base alone"
+            )
         for adapter in self.adapters:
             if adapter.finetuning.replay:
                 raise ValueError(f"adapters: {adapter.name!r} has no text to replay; take out finetuning.replay")

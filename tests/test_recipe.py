@@ -236,6 +236,9 @@ def test_a_recipe_extends_another(tmp_path):
     (tmp_path / "replay.yaml").write_text("extends: qwen2_5_3b_lora\nfinetuning: {replay: 0.2}\n")
     with pytest.raises(RecipeError, match=r"there is none: set pretraining"):
         Recipe.load(tmp_path / "replay.yaml")
+    (tmp_path / "base.yaml").write_text("extends: qwen2_5_3b_lora\nfinetuning: {bases: {b: {model: a/b}}}\n")
+    with pytest.raises(RecipeError, match=r"there is no run 'b'; give it a line in runs"):
+        Recipe.load(tmp_path / "base.yaml")
     (tmp_path / "none.yaml").write_text("extends: nothing\n")
     with pytest.raises(RecipeError, match=r"is no file; name one that ends in \.yaml, or one of gpt2_500m"):
         Recipe.load(tmp_path / "none.yaml")

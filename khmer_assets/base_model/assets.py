@@ -12,10 +12,11 @@ from khmer_assets.foundation.settings import code_version
 from resources.compute import Compute
 
 
-def base_model_assets(settings: Base) -> list[Any]:
-    """base_model."""
+def base_model_assets(settings: Base, name: str = "base_model") -> list[Any]:
+    """base_model, or another under its own `name`."""
 
     @dg.asset(
+        name=name,
         group_name="base_model",
         io_manager_key="folders",
         kinds={"huggingface"},

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from khmer_assets.base_model.bring_in import Base
 from khmer_assets.foundation.home import home
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chat_files import read_all, read_chats
@@ -80,9 +81,8 @@ def _estimates(recipe: Recipe) -> dict[str, Any]:
     from khmer_assets.training import estimate as training
 
     found: dict[str, Any] = {}
-    model = _shapes(recipe)
+    model = _shapes(recipe, recipe.base)
     if model is None:
-        print(f"The shape of {recipe.base and recipe.base.model} is not known before base_model is materialized.")
         return found
     if (pretraining := recipe.pretraining) is not None:
         found["pretraining"] = training.estimate(
@@ -94,9 +94,11 @@ def _estimates(recipe: Recipe) -> dict[str, Any]:
     chats = _training_chats(recipe)
     for name, settings in runs.items():
         steps = max(1, chats // settings.batch_size) * settings.epochs
-        found[name] = training.estimate(
-            _with_adapter(_shapes(recipe), settings), settings, recipe.context_length, steps, _frozen_bytes(settings)
-        )
+        bases = recipe.finetuning.bases if recipe.finetuning else {}
+        model = _shapes(recipe, bases.get(name, recipe.base))
+        if model is not None:
+            model = _with_adapter(model, settings)
+            found[name] = training.estimate(model, settings, recipe.context_length, steps, _frozen_bytes(settings))
     return found
 
 
@@ -108,8 +110,8 @@ def _frozen_bytes(settings: Any) -> float:
     return training.FLOAT32 if settings.precision == "float32" else training.BFLOAT16
 
 
-def _shapes(recipe: Recipe) -> Any:
-    """The recipe's model on `meta`, or None while nobody here knows its shape."""
+def _shapes(recipe: Recipe, base: Base | None) -> Any:
+    """The recipe's model, or `base`, on `meta`; None, and it is told, while nobody here knows its shape."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,9 +123,10 @@ def _shapes(recipe: Recipe) -> Any:
             recipe.pretraining.decoder, recipe.pretraining.context_length, recipe.tokenizer.vocabulary_size
         )
     else:
-        assert recipe.base is not None
-        values = _config_of_base(recipe.base.model)
+        assert base is not None
+        values = _config_of_base(base.model)
         if values is None:
+            print(f"The shape of {base.model} is not known before base_model is materialized.")
             return None
         config = AutoConfig.for_model(**values)
     with torch.device("meta"):

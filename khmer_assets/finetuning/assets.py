@@ -26,14 +26,15 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
     """
     partitions = dg.StaticPartitionsDefinition(list(settings.runs)) if settings.runs else None
     replayed = {"packed": dg.AssetIn("packed_dataset")} if settings.replays else {}
+    bases = {asset: dg.AssetIn(asset) for asset in map(runs.base_asset, settings.bases)}
     common: dict[str, Any] = {"group_name": "finetuning", "io_manager_key": "folders", "kinds": {"huggingface"}}
 
     @dg.asset(
         **common,
         pool=GPU_POOL,
         partitions_def=partitions,
-        ins={"base": dg.AssetIn(base), **replayed},
-        code_version=f"{code_version(2, finetuning=settings, seed=seed)}-{context_length}",
+        ins={"base": dg.AssetIn(base), **replayed, **bases},
+        code_version=f"{code_version(3, finetuning=settings, seed=seed)}-{context_length}",
     )
     def sft_adapter(
         context: dg.AssetExecutionContext,
@@ -44,11 +45,12 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
         **others: Path,
     ) -> Iterator[dg.Output[Path]]:
         """A peft folder: a LoRA adapter trained on the answers of the chats; `training.json` holds the loss curve."""
+        name = context.partition_key if settings.runs else None
         spec = sft.Spec(
-            base=base,
+            base=others.get(runs.base_asset(name), base) if name else base,
             chats=chat_dataset,
             packed=others.get("packed"),
-            settings=settings.of(context.partition_key if settings.runs else None),
+            settings=settings.of(name),
             context_length=context_length,
             seed=seed,
         )
@@ -60,11 +62,11 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
         """Nothing in the training's course needs to be looked at (`khmer_assets/training/alarms.py`)."""
         return dg.AssetCheckResult(severity=dg.AssetCheckSeverity.WARN, **alarmed(sft_adapter))
 
-    @dg.asset(**common, code_version="1")
+    @dg.asset(**common, code_version="2")
     def best_adapter(
         context: dg.AssetExecutionContext, compute: Compute, sft_adapter: dict[str, Path]
     ) -> Iterator[dg.Output[Path]]:
-        """The adapter of the run with the lowest validation loss; `runs.json` compares all runs."""
+        """The adapter of the run with the fewest validation bits a character; `runs.json` compares all runs."""
         yield from compute.materialize(context, runs.__name__, runs.Spec(adapters=sft_adapter))
 
     @dg.asset(
@@ -74,13 +76,15 @@ def finetuning_assets(settings: FinetuningRuns, base: str, texts: str, context_l
             "base": dg.AssetIn(base),
             "adapter": dg.AssetIn("best_adapter" if settings.runs else "sft_adapter"),
             "texts": dg.AssetIn(texts),
+            **bases,
         },
         code_version="2",
     )
     def merged_model(
-        context: dg.AssetExecutionContext, compute: Compute, base: Path, adapter: Path, texts: Path
+        context: dg.AssetExecutionContext, compute: Compute, base: Path, adapter: Path, texts: Path, **others: Path
     ) -> Iterator[dg.Output[Path]]:
         """A transformers folder in bfloat16: base and adapter in one; `merge.json` tells how equal they are."""
+        base = runs.base_of(adapter, base, others)
         spec = merge.Spec(base=base, adapter=adapter, texts=texts, samples=MERGE_TEXTS)
         yield from compute.materialize(context, merge.__name__, spec)
 

@@ -127,13 +127,16 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     scored = partial(answer_loss, model, validation, settings.precision)
     validation_loss, not_scored = measured(scored) if validation else (None, "there is no validation chat")
     told = {"not_scored": not_scored} if not_scored else {}
+    bits = None if validation_loss is None else _bits_per_character(validation_loss, validation, tokenizer)
     training = {
         "base": spec.base.name,
+        "model": lora.base_record(spec.base).get("model", "pretrained here"),
         "quantization": settings.quantization,
         "curve": result.curve,
         "best_step": result.best_step,
         "alarms": result.alarms,
         "validation_loss": validation_loss,
+        "validation_bits_per_character": bits,
         "packed": packs,
         "chats": reports,
         **told,
@@ -173,6 +176,13 @@ def answer_nats(model: Any, examples: Sequence[Example], precision: Precision) -
         nats += float(torch.nn.functional.cross_entropy(logits.float(), labels[places + 1], reduction="sum"))
         tokens += len(places)
     return nats, tokens
+
+
+def _bits_per_character(loss: float, examples: Sequence[Example], tokenizer: Any) -> float | None:
+    """Of a loss in nats a token, what it is of the answers' characters; None where they have none."""
+    answers = [[label for label in example.labels[1:] if label != IGNORED] for example in examples]
+    characters = sum(len(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers)
+    return loss * sum(map(len, answers)) / math.log(2) / characters if characters else None
 
 
 def _log_reports(reports: dict[str, dict[str, Any]], run: PayloadRun) -> None:
