@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from khmer_assets.compression import ctranslate2, onnx
-from khmer_assets.evaluation.engines import ROWS_A_BATCH, Engine, Generation, LlamaCppEngine, Question
+from khmer_assets.evaluation.engines import Engine, Generation, LlamaCppEngine, Question
 from khmer_assets.foundation.files import size_of_folder
 from khmer_assets.foundation.workers import cores
 from khmer_assets.training.held_out import positions_at_once
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+ROWS_A_BATCH = 64
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".onnx", ".data")
 
 Runtime = Literal["transformers", "llama.cpp", "CTranslate2", "onnxruntime"]
