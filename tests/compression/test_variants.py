@@ -47,4 +47,4 @@ def test_what_no_engine_serves_is_not_released(variant):
 
 def test_the_share_of_zeros_is_no_setting():
     with pytest.raises(ValidationError, match="prune_ratio"):
-        Compression(prune_ratio=0.5)  # type: ignore[call-arg]
+        Compression(prune_ratio=0.5)

@@ -158,5 +158,5 @@ class Ends:
 
 
 def test_a_process_that_is_killed_is_a_reason_and_not_the_end():
-    found = exports._in_a_process(multiprocessing.get_context("spawn"), Ends())  # type: ignore[arg-type]
+    found = exports._in_a_process(multiprocessing.get_context("spawn"), Ends())
     assert found["failed"].startswith("it was killed (SIGABRT)")
