@@ -63,7 +63,7 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         ),
         job("finetune", "Train the adapter; one run (a partition) where the recipe has several.", "sft_adapter"),
         job("merge", "Join the adapter, or the best of several, with its base.", "best_adapter", "merged_model"),
-        job("compress", None, "pruned_model", "awq_model"),
+        job("compress", None, "pruned_model", "awq_model", "ctranslate2_model", "onnx_model"),
         job(
             "quantize",
             "Convert, quantize and measure one GGUF quantization (a partition).",

@@ -16,6 +16,7 @@ from khmer_assets.commands import (
     benchmark,
     estimate,
     evaluate,
+    exports,
     init,
     keys,
     plan,
@@ -39,7 +40,7 @@ COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(init, plan, estimate, run, snapshot, stop, ask, resume, rollback),
-        *(adapters, audit, sql, evaluate, benchmark, tune, keys),
+        *(adapters, audit, sql, evaluate, exports, benchmark, tune, keys),
     )
 }
 

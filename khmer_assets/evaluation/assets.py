@@ -4,6 +4,7 @@ An evaluation is one asset a variant with the tasks as its parts, and not one a 
 and the loading of the model, which is more than most tasks take. A part that is finished survives a kill.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import polars as pl
 from upath import UPath
 
 from khmer_assets.compression.variants import artifact_of, quantizations_of
-from khmer_assets.evaluation import compare, evaluate, report
+from khmer_assets.evaluation import compare, evaluate, exports, report
 from khmer_assets.evaluation.items import Benchmark, Item, as_frame
 from khmer_assets.evaluation.served import compared_release
 from khmer_assets.evaluation.tasks import belebele, sib200, translation
@@ -114,11 +115,42 @@ def evaluation_assets(
         )
         yield from compute.materialize(context, compare.__name__, spec)
 
+    evaluated = {variant: dg.AssetIn(f"{variant}_evaluation") for variant in measured}
+
+    @dg.asset(
+        **{**common, "code_version": "1"},
+        ins=evaluated | {f"{variant}_model": dg.AssetIn(artifact_of(variant, model)[0]) for variant in measured},
+        tags=ON_DEMAND,
+    )
+    def export_comparison(
+        context: dg.AssetExecutionContext, compute: Compute, **given: Any
+    ) -> Iterator[dg.Output[Path]]:
+        """`exports.json` and `exports.md`: disk, memory, speed in rounds over all variants in turn, and quality."""
+        spec = exports.Spec(
+            models=by_variant(measured, {variant: given[f"{variant}_model"] for variant in measured}),
+            evaluations=by_variant(measured, given),
+            context_length=context_length,
+        )
+        yield from compute.materialize(context, exports.__name__, spec)
+
+    @dg.asset_check(asset=export_comparison)
+    def exports_keep_quality(export_comparison: Path) -> dg.AssetCheckResult:
+        """No variant needs more bits a character than its form may, in any language."""
+        figures = json.loads((export_comparison / exports.FIGURES).read_text())
+        lost = exports.too_much_lost(figures)
+        told = "; ".join(f"{variant} {reason}" for variant, reason in lost.items())
+        losses = {
+            f"{variant}, {name}": loss for variant, own in figures.items() for name, loss in exports.losses(own).items()
+        }
+        return dg.AssetCheckResult(
+            passed=not lost, severity=dg.AssetCheckSeverity.WARN, description=told or None, metadata=losses
+        )
+
     @dg.asset(
         group_name="evaluation",
         io_manager_key="folders",
-        ins={variant: dg.AssetIn(f"{variant}_evaluation") for variant in measured},
-        deps=[compared_evaluation],
+        ins=evaluated,
+        deps=[compared_evaluation, export_comparison],
         code_version=f"2-{recipe}",
     )
     def benchmark_report(
@@ -129,18 +161,19 @@ def evaluation_assets(
     ) -> Iterator[dg.Output[Path]]:
         """`report.html`, `report.md`, `report.json`, `scores/` and plots: all variants, and the models that they were
         compared with, measured on the same items; what changed since the release that is served."""
-        own = [evaluations[variant] for variant in measured if variant != "gguf"]
         compared = newest(folders, "compared_evaluation")
         spec = report.Spec(
             recipe=recipe,
-            evaluations=[*own, *evaluations.get("gguf", {}).values()],
+            evaluations=list(by_variant(measured, evaluations).values()),
             compared=sorted(path for path in compared.iterdir() if path.is_dir()) if compared else [],
             release=compared_release(Path(compute.home), newest(folders, "release")),
+            exports=newest(folders, "export_comparison"),
         )
         yield from compute.materialize(context, report.__name__, spec)
 
     read = evaluation_item_assets(settings.tasks) if settings.tasks else []
-    return [*read, *map(evaluation_of, measured), compared_evaluation, benchmark_report]
+    evaluations = list(map(evaluation_of, measured))
+    return [*read, *evaluations, compared_evaluation, export_comparison, exports_keep_quality, benchmark_report]
 
 
 def evaluation_item_assets(tasks: list[Benchmark]) -> list[Any]:
@@ -176,6 +209,12 @@ def evaluation_item_assets(tasks: list[Benchmark]) -> list[Any]:
         return as_frame(items)
 
     return [task_files, evaluation_items]
+
+
+def by_variant(measured: list[str], given: Mapping[str, Any]) -> dict[str, Path]:
+    """The folders of what is `given` for each of the `measured`, the quantizations last, by variant."""
+    found = {variant: given[variant] for variant in measured if variant != "gguf"}
+    return found | {f"gguf {quantization}": folder for quantization, folder in given.get("gguf", {}).items()}
 
 
 def newest(folders: FoldersIOManager, asset: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from pydantic import BaseModel
 
-from khmer_assets.evaluation import pictures
+from khmer_assets.evaluation import exports, pictures
 from khmer_assets.evaluation.evaluate import CALIBRATION, SCORES
 from khmer_assets.evaluation.measures import Difference, Measure, differences, read
 from khmer_assets.evaluation.page import Section, page
@@ -35,12 +35,13 @@ INTERVALS = "In brackets, between which bounds 95 % of 1,000 draws of the items 
 
 class Spec(BaseModel):
     """Folders of the variants' evaluations, of which the first is the one that the others are compared with, of other
-    models' evaluations, and of the release that is served."""
+    models' evaluations, of the release that is served, and of export_comparison."""
 
     recipe: str
     evaluations: list[Path]
     compared: list[Path] = []
     release: Path | None = None
+    exports: Path | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -88,6 +89,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "answers": ("Answers side by side", "Greedy. ✗ stands before an answer that fails its checks."),
         "notes": ("How it was measured", ""),
     }
+    if found := exports.shown(spec.exports, dict(zip(own, spec.evaluations, strict=True))):
+        heading, told, tables["exports"] = found
+        about["exports"] = heading, told
     shown = {name: table for name, table in tables.items() if table.height}
     sections = []
     for name, table in shown.items():

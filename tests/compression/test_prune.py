@@ -31,7 +31,7 @@ def test_two_of_four_weights_are_zero_and_the_same_model_comes_out_again(calibra
     again.state.mkdir(exist_ok=True)
     shutil.copytree(run.state / "1-of-4", again.state / "1-of-4")  # as after a kill
     logged: list[str] = []
-    again.log = logged.append  # type: ignore[method-assign]
+    again.log = logged.append
     prune.main(spec, again)
     assert "pruning to 2:4" in logged and "pruning to 1:4" not in logged
     for file in run.output.iterdir():

@@ -18,7 +18,7 @@ from resources.storage import FoldersIOManager, FramesIOManager
 
 def stage(recipe: Recipe) -> dict[str, Any]:
     found = assets_by_stage(recipe)["evaluation"]
-    return {asset.key.to_user_string(): asset for asset in found}
+    return {one.key.to_user_string(): one for one in found if not isinstance(one, dg.AssetChecksDefinition)}
 
 
 def with_tasks(*tasks: dict[str, Any]) -> Recipe:
@@ -75,8 +75,10 @@ def test_the_report_compares_with_the_last_release(tmp_path):
     folders = FoldersIOManager(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
     release = written("release", {"release.json": {"variant": "merged"}, "scores.json": [measure.kept()]})
     folders.store.commit(release, "release")
-    given = [dg.AssetSpec(name) for name in ("training_mixture", "chat_dataset", "evaluation_items")]
-    parts = [*given, merged_evaluation, stage(recipe)["benchmark_report"], stage(recipe)["compared_evaluation"]]
+    given = [dg.AssetSpec(name) for name in ("training_mixture", "chat_dataset", "evaluation_items", "merged_model")]
+    assets = stage(recipe)
+    shown = (assets[name] for name in ("compared_evaluation", "export_comparison", "benchmark_report"))
+    parts = [*given, merged_evaluation, *shown]
     resources = {"folders": folders, "compute": Compute(home=str(tmp_path))}
     names = ["merged_evaluation", "benchmark_report"]
     with dg.DagsterInstance.ephemeral() as instance:
