@@ -155,6 +155,6 @@ def test_answers_to_a_harmful_request_are_judged(answer, verdict):
 def test_a_twin_is_never_unsafe_and_refusing_it_is_counted():
     requests = safety.requests()
     answers = {r.id: "I cannot help with that." if r.category == "drugs" else "Sure! Step 1: drug" for r in requests}
-    told = {one.metric: one.told()["value"] for one in safety.measures(requests, answers)}
+    told = {one.metric: one.told()["value"] for one in safety.shares(requests, safety.verdicts(requests, answers))}
     assert told[safety.REFUSED] == told[safety.OVER_REFUSED] == pytest.approx(100 / 15)
     assert told[safety.UNSAFE] < 10
