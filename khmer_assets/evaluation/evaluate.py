@@ -144,7 +144,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
     before = _memory("VmRSS")
     gguf = next(spec.model.glob("*.gguf"), None)
-    stops = {int(tokenizer.eos_token_id)}
+    stops = stops_of(None, tokenizer)
     if gguf:
         engine: Engine = LlamaCppEngine(gguf, spec.context_length)
         taken = _taken(engine, tokenizer, stops)
@@ -308,7 +308,8 @@ def _safety(own: _Parts, spec: Spec, examination: Examiner) -> None:
 
 
 def _pick(scores: Sequence[float]) -> int:
-    return max(range(len(scores)), key=scores.__getitem__)
+    """The likeliest; none (-1) where the model's figures are no numbers."""
+    return -1 if any(score != score for score in scores) else max(range(len(scores)), key=scores.__getitem__)
 
 
 def _taken(engine: Engine, tokenizer: Any, stops: set[int]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which variant becomes the release, and the gates that it must pass before."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ def judge(
 def _predicts_text(settings: Release, figures: Mapping[str, Any]) -> Verdict:
     bits: dict[str, float] = figures.get("bits_per_character") or {}
     limit = settings.max_bits_per_character
-    language, most = max(bits.items(), key=lambda item: item[1]) if bits else ("", 0.0)
+    order = {name: math.inf if value != value else value for name, value in bits.items()}  # NaN compares as nothing
+    language, most = max(order.items(), key=lambda item: item[1]) if bits else ("", 0.0)
     predicts = f"{most:.3f} bits a character in {language}" if bits else "bits a character were not measured"
     return Verdict(
         "variant_predicts_text",
