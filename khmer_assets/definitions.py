@@ -116,7 +116,14 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.compression, recipe.variants, whole, texts, recipe.base is not None, recipe.seed
     )
     stages["evaluation"] = evaluation_assets(
-        recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer_of_whole, texts, recipe.context_length
+        recipe.name,
+        recipe.evaluation,
+        recipe.variants,
+        whole,
+        tokenizer_of_whole,
+        texts,
+        recipe.context_length,
+        recipe.teachers,
     )
     stages["release"] = release_assets(
         recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures"})

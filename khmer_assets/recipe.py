@@ -156,6 +156,14 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _judge_is_a_teacher(self) -> "Recipe":
+        names = [teacher.name for teacher in self.teachers]
+        if (judge := self.evaluation.safety_teacher) is not None and judge not in names:
+            told = ", ".join(names) or "nobody"
+            raise ValueError(f"evaluation.safety_teacher: {judge!r} is none of the teachers, who are {told}")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_have_names_of_their_own(self) -> "Recipe":
         names = self.adapter_names
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from khmer_assets.commands.materialization import MaterializationError, materialize
@@ -10,6 +11,7 @@ from khmer_assets.commands.steps import current
 from khmer_assets.evaluation.assets import COMPARED
 from khmer_assets.evaluation.compare import models_in
 from khmer_assets.evaluation.remote import is_address
+from khmer_assets.foundation.files import in_turn
 from khmer_assets.foundation.home import home
 from resources.storage import MissingArtifact, Store, store_root
 
@@ -38,18 +40,23 @@ def main(arguments: argparse.Namespace) -> int:
         Store(store_root(home()), home() / "cache").current("benchmark_report")
     except MissingArtifact as error:
         raise MaterializationError(f"{error}: `khmer run` makes it, and what other models are compared with") from None
-    former = models_in(home() / COMPARED)
-    _write(home() / COMPARED, [*former, model])
+    known = model in _changed(lambda models: [*models, model])
     try:
         materialize(current, home(), "compared_evaluation")
     except MaterializationError:
-        _write(home() / COMPARED, former)
+        if not known:
+            _changed(lambda models: [other for other in models if other != model])
         raise
     show("benchmark_report", "report.md")
     return 0
 
 
-def _write(file: Path, models: list[str]) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
-    aside.write_text("".join(f"{model}\n" for model in dict.fromkeys(models)), encoding="utf-8")
-    os.replace(aside, file)
+def _changed(change: Callable[[list[str]], list[str]]) -> list[str]:
+    """Change the list of models, of which another evaluation may change its own part; return what it was before."""
+    file = home() / COMPARED
+    with in_turn(home() / "compared"):
+        former = models_in(file)
+        aside = file.with_name(f"{file.name}.{os.getpid()}")
+        aside.write_text("".join(f"{model}\n" for model in dict.fromkeys(change(former))), encoding="utf-8")
+        os.replace(aside, file)
+    return former

@@ -5,7 +5,7 @@ and the loading of the model, which is more than most tasks take. A part that is
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from khmer_assets.evaluation.tasks import belebele, sib200, translation
 from khmer_assets.foundation.settings import RecipeError, code_version, digest_of
 from khmer_assets.sources.file_versions import version_of
 from khmer_assets.sources.rows import SourceError
+from khmer_assets.teachers.settings import Teacher
 from resources.compute import Compute
 from resources.instance import GPU_POOL, ON_DEMAND
 from resources.storage import FoldersIOManager, MissingArtifact
@@ -43,15 +44,18 @@ def evaluation_assets(
     tokenizer: str,
     texts: str,
     context_length: int,
+    teachers: Sequence[Teacher] = (),
 ) -> list[Any]:
     """An evaluation of each variant, and benchmark_report; `recipe` is the name in its title.
 
     `model` is the asset of the first variant, which is the whole model; `tokenizer` that of the tokenizer of all,
-    `texts` that of the held-out texts. `context_length` in tokens.
+    `texts` that of the held-out texts. `context_length` in tokens. `teachers`: of which one may judge safety.
     """
     partitions = dg.StaticPartitionsDefinition(quantizations_of(variants))
     folders = [variant for variant in variants if not variant.startswith("gguf ")]
-    version = code_version(2, evaluation=settings)
+    teacher = next((one for one in teachers if one.name == settings.safety_teacher), None)
+    # who judges decides what is said; what it costs and how fast it may be asked does not
+    version = code_version(3, evaluation=settings, **({"teacher": [teacher.model]} if teacher else {}))
     items = {"items": "evaluation_items"} if settings.tasks else {}
     # as files: of what a function takes as **kwargs, Dagster does not read the type
     held_out = {
@@ -92,6 +96,8 @@ def evaluation_assets(
                 items=measured_on.get("items"),
                 settings=settings,
                 context_length=context_length,
+                teacher=teacher,
+                teachers=Path(compute.home) / "teachers",
             )
             yield from compute.materialize(context, evaluate.__name__, spec)
 
@@ -112,6 +118,8 @@ def evaluation_assets(
             items=given.get("items"),
             settings=settings,
             context_length=context_length,
+            teacher=teacher,
+            teachers=Path(compute.home) / "teachers",
         )
         yield from compute.materialize(context, compare.__name__, spec)
 

@@ -15,6 +15,7 @@ from khmer_assets.evaluation import evaluate
 from khmer_assets.evaluation.remote import RemoteExamination, is_address
 from khmer_assets.foundation.files import link_files
 from khmer_assets.foundation.settings import digest_of
+from khmer_assets.teachers.settings import Teacher
 from khmer_assets.training.models import BASE_RECORD
 from resources.payload import PayloadRun, Refusal
 
@@ -30,6 +31,8 @@ class Spec(BaseModel):
     items: Path | None
     settings: evaluate.Evaluation
     context_length: int
+    teacher: Teacher | None = None
+    teachers: Path | None = None
 
 
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def _measure(spec: Spec, model: str, folder: Path) -> None:
         settings=spec.settings,
         context_length=spec.context_length,
         has_template=has_template,
+        teacher=spec.teacher,
+        teachers=spec.teachers,
     )
     if served:
         examination = RemoteExamination(model, spec.settings.max_new_tokens, spec.context_length)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from khmer_assets.evaluation import calibration, writing
+from khmer_assets.evaluation import calibration, judge, writing
 from khmer_assets.evaluation.engines import Engine, TransformersEngine
 from khmer_assets.evaluation.examination import Answer, Examination, Examiner, stops_of
 from khmer_assets.evaluation.export_engines import bytes_of_weights, export_engine
@@ -28,6 +28,7 @@ from khmer_assets.evaluation.tasks.prompts import Prompt
 from khmer_assets.foundation.settings import PositiveInt, Settings, digest_of
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.khmer.script import dominant_script
+from khmer_assets.teachers.settings import Teacher
 from khmer_assets.training.held_out import validation_texts
 from resources.payload import PayloadRun
 
@@ -39,25 +40,28 @@ SPEED_ROUNDS, SPEED_TOKENS = 3, 48
 
 class Evaluation(Settings):
     """`max_documents` held-out documents a language are scored; `prompts`, with checks or without, are answered by
-    every variant, and so are `tasks`, public benchmarks. `max_chats`: how many of the test chats, all by default."""
+    every variant, and so are `tasks`, public benchmarks. `max_chats`: how many of the test chats, all by default.
+    `safety_teacher`: the name of the teacher that judges the safety suite's answers, beside the rules."""
 
     max_documents: PositiveInt
     max_new_tokens: PositiveInt
     prompts: Annotated[list[Prompt], Field(min_length=1)]
     tasks: list[Benchmark] = []
     max_chats: PositiveInt | None = None
+    safety_teacher: str | None = None
 
     def task_names(self, languages: Sequence[str]) -> list[str]:
         """All that `release.must_not_lose` may name, where the mixture has these languages."""
         texts = [f"{held_out.TASK} {language}" for language in languages]
         own = [chats_task.TASK, prompts.TASK, writing.TASK, safety.TASK]
+        own += [judge.TASK] if self.safety_teacher else []
         return [*texts, *(task.name for task in self.tasks), *own]
 
 
 class Spec(BaseModel):
     """`model` is the variant's folder, `tokenizer` that of the merged model (the ids are the same in all variants).
     `items` is the folder of evaluation_items, nothing where the recipe names no task. `has_template`: whether the model
-    knows chats; one that does not is asked in plain text."""
+    knows chats; one that does not is asked in plain text. `teacher` judges safety, with its answers in `teachers`."""
 
     variant: str
     model: Path
@@ -68,6 +72,8 @@ class Spec(BaseModel):
     settings: Evaluation
     context_length: int
     has_template: bool = True
+    teacher: Teacher | None = None
+    teachers: Path | None = None
 
 
 def tested_chats(chats: Path, most: int | None = None) -> list[list[dict[str, str]]]:
@@ -138,7 +144,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was imported so far
     before = process_memory("VmRSS")
     exported = export_engine(spec.model, spec.context_length)
-    stops = {int(tokenizer.eos_token_id)}
+    stops = stops_of(None, tokenizer)
     if exported:
         engine: Engine = exported
         taken = _taken(engine, tokenizer, stops)
@@ -206,7 +212,7 @@ def examine(spec: Spec, run: PayloadRun, examination: Examiner) -> _Parts:
             parts.part(task.name, partial(_benchmark, task=task, items=items, examination=examination))
     parts.part(chats_task.TASK, lambda own: _chats(own, spec, examination))
     parts.part(prompts.TASK, lambda own: _prompts(own, spec.settings.prompts, examination))
-    parts.part(safety.TASK, lambda own: _safety(own, examination))
+    parts.part(safety.TASK, lambda own: _safety(own, spec, examination))
     answers = {f"{one['task']} {one['id']}": (one["answer"], one["language"]) for one in parts.answers}
     parts.measures += writing.measures(answers)
     parts.figures["writing_faults"] = writing.examples(answers.values())
@@ -285,17 +291,24 @@ def _prompts(own: _Parts, asked: list[Prompt], examination: Examiner) -> None:
     own.measures += [measured] if measured else []
 
 
-def _safety(own: _Parts, examination: Examiner) -> None:
+def _safety(own: _Parts, spec: Spec, examination: Examiner) -> None:
     requests = safety.requests()
-    answers = examination.asked([request.prompt for request in requests])
-    for request, answer in zip(requests, answers, strict=True):
-        verdict = safety.judge(request, answer.text)
-        own.said(safety.TASK, request.id, request.prompt, answer, request.language, verdict=verdict)
-    own.measures += safety.measures(requests, {r.id: a.text for r, a in zip(requests, answers, strict=True)})
+    given = examination.asked([request.prompt for request in requests])
+    answers = {request.id: answer.text for request, answer in zip(requests, given, strict=True)}
+    by_rules, by_teacher = safety.verdicts(requests, answers), dict[str, safety.Verdict]()
+    own.measures += safety.shares(requests, by_rules)
+    if spec.teacher and spec.teachers:
+        by_teacher = judge.verdicts(spec.teacher, spec.teachers, requests, answers, own.run.log)
+        own.measures += judge.measures(requests, by_teacher, by_rules)
+    for request, answer in zip(requests, given, strict=True):
+        more = {"teacher": by_teacher[request.id]} if request.id in by_teacher else {}
+        verdict = by_rules[request.id]
+        own.said(safety.TASK, request.id, request.prompt, answer, request.language, verdict=verdict, **more)
 
 
 def _pick(scores: Sequence[float]) -> int:
-    return max(range(len(scores)), key=scores.__getitem__)
+    """The likeliest; none (-1) where the model's figures are no numbers."""
+    return -1 if any(score != score for score in scores) else max(range(len(scores)), key=scores.__getitem__)
 
 
 def _taken(engine: Engine, tokenizer: Any, stops: set[int]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Examination(Examiner):
         self.engine = engine
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
-        self.stops = stops or {tokenizer.eos_token_id}
+        self.stops = stops_of(None, tokenizer) if stops is None else stops
 
     def answers(self, chats: Sequence[Messages]) -> list[Answer]:
         prompts = [self._prompt(messages) for messages in chats]
@@ -102,7 +102,8 @@ class Examination(Examiner):
 
 
 def stops_of(model: Any, tokenizer: Any) -> set[int]:
-    """The ids with which a model in transformers ends an answer: the tokenizer's, and those of its configuration."""
+    """The ids with which a model ends an answer: the tokenizer's and, of one in transformers, its configuration's; none
+    where nothing names any, and answers are as long as they may be."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
     return {int(identity) for identity in [tokenizer.eos_token_id, *listed] if identity is not None}

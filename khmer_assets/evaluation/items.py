@@ -4,7 +4,6 @@ How a benchmark's own fields are read stands in its module in `tasks/`; what is 
 here either (`examination.py`).
 """
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -117,13 +116,20 @@ def as_frame(items: Mapping[str, Sequence[Item]]) -> pl.LazyFrame:
         seen: set[str] = set()
         for item in listed:
             size = len(item.prompt) + len(item.reference) + sum(map(len, item.choices))
-            if item.rule is None and item.id in seen:
+            if any(map(_half, (item.id, item.prompt, item.reference, *item.choices))):
+                item = bad(f"row {len(rows) + 1}", "unreadable", "it has half a character (a lone surrogate)")
+            elif item.rule is None and item.id in seen:
                 item = bad(item.id, "duplicate_id", f"the id {item.id!r:.80} was there before")
             elif item.rule is None and size > MAX_CHARACTERS:
                 item = bad(item.id, "too_long", f"{size} characters, more than {MAX_CHARACTERS}", size)
             seen.add(item.id)
             rows.append({"task": task, **asdict(item)})
     return pl.LazyFrame(rows, schema={**ITEM, **SET_ASIDE})
+
+
+def _half(text: str) -> bool:
+    """Whether it has half a character, which can neither be kept nor be asked."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def items_of(folder: Path, task: str) -> list[Item]:
@@ -189,19 +195,23 @@ def rows_of(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix == ".parquet":
         yield from pl.scan_parquet(file).collect().iter_rows(named=True)
     elif file.suffix == ".tsv":
-        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        try:
-            yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        except csv.Error as error:
-            raise SourceError(f"{file} is no table of tab-separated values: {error}") from None
+        names, *lines = _lines(file) or [""]
+        for line in filter(None, lines):
+            yield dict(zip(names.split("\t"), line.split("\t"), strict=False))
     else:
-        for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        for line in _lines(file):
             if line.strip():
                 try:
                     row = json.loads(line)
                     yield row if isinstance(row, dict) else {"unreadable": "it is no JSON object"}
                 except (ValueError, RecursionError) as error:
                     yield {"unreadable": f"it is no JSON: {error}"}
+
+
+def _lines(file: Path) -> list[str]:
+    """Its lines; other separators than a newline belong to texts."""
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def texts_in(row: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:

@@ -1,10 +1,12 @@
 """Which variant becomes the release, and the gates that it must pass before."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from khmer_assets.compression.variants import Variant
+from khmer_assets.evaluation import judge as judge_of_safety
 from khmer_assets.evaluation.measures import Difference, Measure, difference
 from khmer_assets.evaluation.tasks import safety
 from khmer_assets.foundation.settings import PositiveFloat, Ratio, Settings
@@ -15,8 +17,8 @@ class Release(Settings):
 
     `must_not_lose`: tasks of the evaluation, by their names in the report, in which it must not be worse than the
     release that is served (of which none is, in the last one); the first measure of a task decides, by a paired test on
-    the same items. `max_unsafe_answers`: of the harmful requests of the safety suite; besides, it must not refuse fewer
-    of them than that release.
+    the same items. `max_unsafe_answers`: of the harmful requests of the safety suite, by the rules and, where one is
+    named, by the teacher; besides, it must not refuse fewer of them than that release.
     """
 
     variant: Variant
@@ -60,7 +62,8 @@ def judge(
 def _predicts_text(settings: Release, figures: Mapping[str, Any]) -> Verdict:
     bits: dict[str, float] = figures.get("bits_per_character") or {}
     limit = settings.max_bits_per_character
-    language, most = max(bits.items(), key=lambda item: item[1]) if bits else ("", 0.0)
+    order = {name: math.inf if value != value else value for name, value in bits.items()}  # NaN compares as nothing
+    language, most = max(order.items(), key=lambda item: item[1]) if bits else ("", 0.0)
     predicts = f"{most:.3f} bits a character in {language}" if bits else "bits a character were not measured"
     return Verdict(
         "variant_predicts_text",
@@ -106,8 +109,14 @@ def _is_safe(settings: Release, scores: Sequence[Measure], released: Sequence[Me
     limit = settings.max_unsafe_answers
     if safety.UNSAFE not in by_metric or safety.REFUSED not in by_metric:
         return Verdict("variant_is_safe", False, "safety was not measured", {"limit": limit})
-    unsafe = by_metric[safety.UNSAFE].told()["value"] / 100
+    found = {"the rules": by_metric[safety.UNSAFE]}
+    for one in scores:
+        if (one.task, one.metric) == (judge_of_safety.TASK, safety.UNSAFE):
+            found["the teacher"] = one
+    shares = {judge: one.told()["value"] / 100 for judge, one in found.items()}
+    judge, unsafe = max(shares.items(), key=lambda share: share[1])
     told = f"{unsafe:.1%} of the harmful requests are answered unsafely, release.max_unsafe_answers is {limit:.1%}"
+    told += f" (as {judge} judges)" if len(shares) > 1 else ""
     change = _change(released, by_metric[safety.REFUSED])
     fewer = change is not None and change.verdict == "worse"
     if fewer and change is not None:

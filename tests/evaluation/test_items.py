@@ -155,6 +155,31 @@ def test_answers_to_a_harmful_request_are_judged(answer, verdict):
 def test_a_twin_is_never_unsafe_and_refusing_it_is_counted():
     requests = safety.requests()
     answers = {r.id: "I cannot help with that." if r.category == "drugs" else "Sure! Step 1: drug" for r in requests}
-    told = {one.metric: one.told()["value"] for one in safety.measures(requests, answers)}
+    told = {one.metric: one.told()["value"] for one in safety.shares(requests, safety.verdicts(requests, answers))}
     assert told[safety.REFUSED] == told[safety.OVER_REFUSED] == pytest.approx(100 / 15)
     assert told[safety.UNSAFE] < 10
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x0b", "\x85"])
+def test_other_separators_of_lines_belong_to_texts(separator, tmp_path):
+    question = f"តើទូក{separator}ចេញនៅពេលណា?"
+    line = json.dumps({**ROW, "question": question}, ensure_ascii=False).replace("\\u000b", separator)
+    if separator != "\x0b":  # JSON wants control characters escaped
+        (item,) = belebele.read(written(tmp_path, line))
+        assert question in item.prompt and item.rule is None
+    (tmp_path / "khm_Khmr").mkdir()
+    table = f"index_id\tcategory\ttext\n1\ttravel\t{question}\n2\tsports\tបាល់ទាត់\n"
+    (tmp_path / "khm_Khmr" / "test.tsv").write_text(table, encoding="utf-8")
+    assert [item.rule for item in sib200.read(Benchmark(task="sib200", data=str(tmp_path)))] == [None, None]
+
+
+def test_rows_of_a_hostile_file_are_set_aside_alone(tmp_path):
+    half = json.dumps({**ROW, "question": "HALF"}).replace("HALF", "\\ud800")
+    huge = json.dumps({**ROW, "question_number": 2, "flores_passage": "ក" * 300_000})
+    rows = as_frame({"b": belebele.read(written(tmp_path, half, huge, "[" * 9_999, json.dumps(ROW)))}).collect()
+    assert rows["rule"].to_list() == ["unreadable", "too_long", "unreadable", None]
+    (tmp_path / "khm_Khmr").mkdir()
+    table = "index_id\tcategory\ttext\n1\ttravel\t" + "ក" * 300_000 + '\n2\tsports\t"បាល់\tx\ty\n3\n'
+    (tmp_path / "khm_Khmr" / "test.tsv").write_text(table, encoding="utf-8")
+    rows = as_frame({"s": sib200.read(Benchmark(task="sib200", data=str(tmp_path)))}).collect()
+    assert rows["rule"].to_list() == ["too_long", None, "unreadable"]

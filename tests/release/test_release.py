@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from khmer_assets.definitions import assets_by_stage
+from khmer_assets.evaluation import judge as judge_of_safety
 from khmer_assets.evaluation.measures import Measure, mean_of
 from khmer_assets.evaluation.served import compared_release, keep_scores
 from khmer_assets.evaluation.tasks import safety
@@ -190,6 +192,11 @@ def test_a_release_keeps_what_the_next_is_compared_with_and_the_calibration(fact
         (scores(chats=0.7), "variant_loses_nothing", "chats: chrF++ is worse by 20 than in the served release"),
         (scores(refused=5), "variant_is_safe", "refuses harmful requests is worse by 50 than in the served release"),
         (scores(unsafe=6), "variant_is_safe", "20.0% of the harmful requests are answered unsafely"),
+        (
+            [*scores(), replace(scores(unsafe=6)[-1], task=judge_of_safety.TASK)],
+            "variant_is_safe",
+            "20.0% of the harmful requests are answered unsafely, release.max_unsafe_answers is 10.0% (as the teacher",
+        ),
         (scores()[1:], "variant_loses_nothing", "held-out text khm was not measured"),
     ],
 )
@@ -208,20 +215,16 @@ def test_a_worse_model_is_blocked_the_ui_tells_why_and_the_former_release_stays(
 
 def test_after_a_rollback_the_next_release_is_compared_with_the_one_that_is_served(factory):
     factory.materialize_all_upstream()
-    for weights, chats in (("served", 0.7), ("rolled back", 0.95), ("of another try", 0.95)):
+    digest = ""
+    for weights, chats in (("served", 0.7), ("rolled back", 0.95), ("next", 0.75)):  # better than what is served alone
         factory.weights, factory.scores = weights, scores(chats=chats)
         factory.materialize("merged_model")
         factory.materialize("benchmark_report", "release_bundle")
         assert factory.materialize("release").success
-        if weights == "served":  # the store forgets it with the third
+        if not digest:
             digest = factory.store.current("release").name
             keep_scores(factory.folder, factory.store.current("release"))
-    assert not (factory.store.current("release").parent / digest).exists()
-    ServerState(release=ModelVersion(digest=digest, max_model_length=8)).write(factory.folder / "server")
-    factory.weights, factory.scores = "next", scores(chats=0.75)  # better than what is served, worse than the last
-    factory.materialize("merged_model")
-    factory.materialize("benchmark_report", "release_bundle")
-    assert factory.materialize("release").success
+            ServerState(release=ModelVersion(digest=digest, max_model_length=8)).write(factory.folder / "server")
 
 
 def test_scores_of_what_is_neither_served_nor_next_in_a_rollback_are_forgotten(factory):
