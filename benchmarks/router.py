@@ -138,7 +138,7 @@ def main() -> None:
     """Measure, and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=own_home())
-    parser.add_argument("--chats", type=int, default=120, help="test chats of the model, and of each adapter, at most")
+    parser.add_argument("--chats", type=int, default=1000, help="test chats of the model, and of each adapter, at most")
     parser.add_argument("--work", type=Path, help="keep the second adapter in this folder, or take it from there")
     parser.add_argument("--port", type=int, default=8950)
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ PLAIN = (
     *("route", "route_reason", "dissatisfied_with"),
 )
 # Of answers of khmer-auto; null in all other records. `route`: the name of who answered. `route_reason`: why (`Reason`
-# in `router_file.py`). `confidence`: the chance that the model's own answer is right. `dissatisfied`: whether the last
+# in `routing.py`). `confidence`: the chance that the model's own answer is right. `dissatisfied`: whether the last
 # turn says that the answer before it was not good; `dissatisfied_with`: the id of that answer's record, if it is known.
 ROUTING = ("route", "route_reason", "confidence", "dissatisfied", "dissatisfied_with")
 

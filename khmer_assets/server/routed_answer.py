@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 from starlette.types import Send
 
 from khmer_assets.server.answer import Answer, EngineFailure
-from khmer_assets.server.events import BETWEEN, failure_in
+from khmer_assets.server.events import BETWEEN
 from khmer_assets.server.front_door import FrontDoor
 from khmer_assets.server.keys import Key
 from khmer_assets.server.rate_limits import Allowance
@@ -109,8 +109,6 @@ class RoutedAnswer(Answer):
                     await self._stream(reply, send)
                     return
                 answer = b"".join([piece async for piece in reply])
-                if failure := failure_in(answer):
-                    raise StrongerFailure(failure)
                 self.outcome = "completed"
                 await self._give(answer, reply.status, reply.content_type, send)
         except (EngineFailure, Refused) as error:  # in a stream that began well

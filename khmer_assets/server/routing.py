@@ -4,8 +4,8 @@ What belongs here: the decision, from what was said. What does not: what the rou
 the request on its way (`routed_answer.py`).
 
 A whole answer is first asked of the model, and is the user's where its confidence reaches the threshold; else the
-question and the confidence decide. A stream is decided by the question alone: the beginning of an answer says less of
-it, and would have to be held back (`benchmarks/router.py` measures both). Who is not satisfied goes one step further at
+question and the confidence decide. A stream is decided by the question alone: few tokens of an answer say less, and
+more would have to be held back (`benchmarks/router.py` measures both). Who is not satisfied goes one step further at
 each turn that says so: from the model to the adapter of the question's domain, and on to the stronger model.
 """
 

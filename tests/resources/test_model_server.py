@@ -23,7 +23,9 @@ from khmer_assets.server.kept_models import forget_models, keep_model, kept_mode
 from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
 from resources.model_server import ModelServer
-from tests.server.api import ROWS, Api
+from resources.served_router import load_router
+from tests.server.api import ROWS, Api, routed
+from tests.server.routers import NUMBER, learned
 from tests.tiny_model import save_tiny_adapter, save_tiny_model, save_tool_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
@@ -369,7 +371,14 @@ def test_each_field_does_what_the_page_says_and_adapters_come_and_go_and_what_is
     server.load_adapter(second, "numbers", DIGESTS["c"], "base")
     assert server.status().models[2:] == ("khmer-numbers", "khmer-numbers-cccccccccccc")
     assert answer("khmer-numbers") != adapted
+    (router := tmp_path / DIGESTS["d"]).mkdir()
+    learned(base="base").save(router)
+    load_router(server, router, None)
+    routed(Api(server.address, server.api_key(), "vllm"))
     server.retire_adapter("numbers")
+    given = ask(NUMBER, server.base_url, server.api_key(), model="khmer-auto", max_tokens=8)
+    itself = ask(NUMBER, server.base_url, server.api_key(), model="khmer", max_tokens=8)
+    assert given == itself, "the adapter that the router names is not loaded any more"
     assert server.was_retired(DIGESTS["c"])
     with pytest.raises(ModelServerError, match="there is no model 'khmer-numbers'"):
         answer("khmer-numbers")

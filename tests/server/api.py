@@ -10,6 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.server.routers import CAPITAL, NUMBER
 from tests.tiny_model import RAIN, WEATHER
 
 CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
@@ -303,6 +304,32 @@ def embeddings(api: Api) -> None:
         api.chat(model="khmer-embedding")
     with pytest.raises(openai.NotFoundError, match="khmer-embedding"):
         api.client.embeddings.create(model="khmer", input="ស្រូវ")
+
+
+def routed(api: Api) -> None:
+    """Of `khmer-auto`, with the router of `routers.py` and the adapter `numbers`: whoever answers says what it says
+    when it is asked itself."""
+    fields: dict[str, Any] = {"max_tokens": 16, "temperature": 0}
+    for question, by_question in ((NUMBER, "khmer-numbers"), (CAPITAL, "khmer")):
+        turns = [{"role": "user", "content": question}]
+        for stream in (True, False):
+            body = {"model": "khmer-auto", "messages": turns, "stream": stream, **fields}
+            response = api.post("/v1/chat/completions", **body)
+            chosen = response.headers["x-khmer-route"]
+            assert response.status_code == 200 and (chosen == by_question or not stream)
+            assert ("x-khmer-confidence" in response.headers) is not stream and '"logprob"' not in response.text
+            itself = api.post("/v1/chat/completions", **{**body, "model": chosen})
+            assert said_in(response) == said_in(itself) != ""
+    complaint = [*turns, {"role": "assistant", "content": "ទេ"}, {"role": "user", "content": "ខុសហើយ"}]
+    answered = api.post("/v1/chat/completions", model="khmer-auto", messages=complaint, **fields)
+    assert answered.status_code == 200
+
+
+def said_in(response: httpx.Response) -> str:
+    """The text of a whole answer, or of a streamed one."""
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith(("data: {", "{"))]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    return "".join((choice.get("delta") or choice.get("message"))["content"] or "" for choice in choices)
 
 
 ROWS: dict[str, Callable[[Api], None]] = {

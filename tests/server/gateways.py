@@ -75,7 +75,9 @@ class StandIn:
         if mood == "refusing":
             return JSONResponse({"error": {"message": "too many tokens", "type": "BadRequestError"}}, 400)
         common = {"id": "1", "created": 1, "model": body["model"]}
-        told = [{"token": word, "logprob": self.logprob, "bytes": None, "top_logprobs": []} for word in WORDS]
+        told: list[Any] = [
+            {"token": word, "logprob": self.logprob, "bytes": None, "top_logprobs": []} for word in WORDS
+        ]
         logprobs = [{"content": [one]} for one in told] if body.get("logprobs") else [None] * len(told)
         if body.get("stream"):
             pieces = self.pieces(common, body["stream_options"], mood, logprobs)

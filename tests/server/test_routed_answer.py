@@ -213,6 +213,7 @@ class Beyond:
         self.asked: list[dict] = []
         self.status = 200
         self.broken = False
+        self.instead: bytes | None = None  # of what it should say
         self.app = Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
 
     async def answer(self, request: Request) -> Response:
@@ -220,14 +221,18 @@ class Beyond:
         self.asked.append(body := await request.json())
         if self.status != 200:
             return JSONResponse({"error": {"message": "busy"}}, self.status)
+        if self.instead is not None:
+            return Response(self.instead, media_type="application/json")
         if not body.get("stream"):
             message = {"role": "assistant", "content": "ភ្នំពេញ"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return JSONResponse({"id": "1", "model": "large", "choices": [choice], "usage": USAGE})
-        pieces = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("ភ្នំ", "ពេញ")]
-        lines = [event(one) for one in [*pieces, {"choices": [], "usage": USAGE}]]
+        pieces: list[dict] = [
+            {"id": "1", "choices": [{"index": 0, "delta": {"content": text}}]} for text in ("ភ្នំ", "ពេញ")
+        ]
+        lines = [b": wait\n\n", *(event(one) for one in [*pieces, {"id": "1", "choices": [], "usage": USAGE}])]
         if self.broken:
-            lines = lines[:1]
+            lines = lines[:2]
         else:
             lines.append(b"data: [DONE]\n\n")
 
@@ -293,6 +298,26 @@ def test_the_model_answers_where_the_stronger_one_cannot(gateway, beyond, monkey
     cut = ask(gateway, *turns, stream=True).text.split("\n\n")
     assert '"content"' in cut[0] and "broke off" in cut[-2]
     assert newest(gateway, 4)["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        b"<html>",
+        b"[1]",
+        b'{"error": {"message": "busy"}}',
+        b'{"id": "1", "choices": "x"}',
+        b'{"id": "1", "choices": [{"index": 0, "delta": {"content": 7}, "message": {"content": 7}}]}',
+        b'{"id": "1", "choices": [], "usage": {"prompt_tokens": "many"}, "timings": 7}',
+        b'{"id": "1", "choices": [], "usage": {"prompt_tokens": -5, "completion_tokens": 0, "total_tokens": 0}}',
+    ],
+)
+def test_what_is_no_answer_of_the_stronger_model_reaches_nobody(gateway, beyond, instead):
+    for stream in (True, False):
+        beyond.instead = b"data: " + instead + b"\n\n" if stream else instead
+        response = ask(gateway, CAPITAL, ANSWER, "ខុសហើយ", stream=stream)
+        assert response.status_code == 200 and route(response) == ("khmer", "failed")
+    assert newest(gateway, 2)["output"] == ANSWER
 
 
 def test_a_conversation_goes_from_adapter_to_stronger_and_stays_there(gateway, beyond):

@@ -42,6 +42,7 @@ def about(**changes) -> bytes:
         (WEIGHTS, b""),
         (WEIGHTS, b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 3), }\n"),
         (WEIGHTS, pickle.dumps({})),
+        (WEIGHTS, b"PK\x03\x04 no archive either"),
         (WEIGHTS, None),
     ],
 )
