@@ -130,10 +130,11 @@ def trained_adapter_assets(
     metadata: Mapping[str, Any],
     measured: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
+    group: str | None = None,
 ) -> list[Any]:
     """The assets from chats to the served adapter, a partition an adapter; without `partitions` there is one adapter.
 
-    `measured` are further assets with checks that the release waits for.
+    `measured` are further assets with checks that the release waits for; all are in `group`, else each in its stage's.
     """
     training = digest_of([adapter.finetuning.model_dump() for adapter in adapters.values()])[:12]
     asked = {name: (adapter.min_answer_accuracy, adapter.max_new_tokens) for name, adapter in adapters.items()}
@@ -151,7 +152,7 @@ def trained_adapter_assets(
     @dg.asset(
         **common,
         name=names.adapter,
-        group_name="finetuning",
+        group_name=group or "finetuning",
         kinds={"pytorch", "huggingface"},
         pool=GPU_POOL,
         ins={"model": dg.AssetIn(model), "chats": dg.AssetIn(names.chats)},
@@ -178,7 +179,7 @@ def trained_adapter_assets(
     @dg.asset(
         **common,
         name=names.evaluation,
-        group_name="evaluation",
+        group_name=group or "evaluation",
         pool=GPU_POOL,
         ins={
             "model": dg.AssetIn(model),
@@ -222,7 +223,7 @@ def trained_adapter_assets(
     @dg.asset(
         **common,
         name=names.release,
-        group_name="serving",
+        group_name=group or "serving",
         kinds={"huggingface"},
         ins={"domain_adapter": dg.AssetIn(names.adapter), "adapter_evaluation": dg.AssetIn(names.evaluation)},
         deps=measured,
@@ -250,7 +251,7 @@ def trained_adapter_assets(
     @dg.asset(
         **{**common, "tags": ON_DEMAND},
         name=names.served,
-        group_name="serving",
+        group_name=group or "serving",
         kinds={"vllm"},
         ins={"adapter_release": dg.AssetIn(names.release)},
         deps=["served_model"],

@@ -31,6 +31,7 @@ from resources.model_server import ModelServer
 
 NAMES = Names("failure_chats", "failure_adapter", "failure_evaluation", "failure_release", "served_failure_adapter")
 JOB_ASSETS = ("failures", "failure_clusters", *NAMES, "failure_measurement")
+GROUP = "failures"
 COMPOSED = 4  # times as many chats as were learned are composed anew, for the nearest to be chosen from
 
 
@@ -55,7 +56,7 @@ def failure_assets(
     if settings is None:
         return []
     embedder = search if search.embedder else search.model_copy(update={"embedder": HASHING})
-    common: dict[str, Any] = {"group_name": "failures", "tags": ON_DEMAND}
+    common: dict[str, Any] = {"group_name": GROUP, "tags": ON_DEMAND}
 
     @dg.asset(
         **common,
@@ -206,7 +207,7 @@ def failure_assets(
         failure_measurement,
         more_is_right,
         *trained_adapter_assets(
-            trained, NAMES, evaluation, model, context_length, seed, None, {}, ["failure_measurement"], ON_DEMAND
+            trained, NAMES, evaluation, model, context_length, seed, None, {}, ["failure_measurement"], ON_DEMAND, GROUP
         ),
     ]
 

@@ -168,10 +168,12 @@ def of_record(record: dict[str, Any], max_confidence: float) -> dict[str, Any] |
     if record.get("dissatisfied") is True:
         if len(asked) < 3 or asked[-2]["role"] != "assistant":
             return None
-        row = failure("dissatisfied", record["id"], asked[:-2], asked[-2]["content"], None, asked[-1]["content"][:200])
+        row = failure(
+            "dissatisfied", str(record["id"]), asked[:-2], asked[-2]["content"], None, asked[-1]["content"][:200]
+        )
     elif (confidence := record.get("confidence")) is not None and float(confidence) < max_confidence:
         answer = record["output"] if isinstance(record.get("output"), str) else None
-        row = failure("unsure", record["id"], asked, answer, None, f"confidence {float(confidence):.2f}")
+        row = failure("unsure", str(record["id"]), asked, answer, None, f"confidence {float(confidence):.2f}")
     else:
         return None
     return row if 0 < len(row["prompt"].strip()) <= MOST_CHARACTERS else None

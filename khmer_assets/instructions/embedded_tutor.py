@@ -37,7 +37,7 @@ from khmer_assets.sample import composition
 
 Task = Literal["fluency", "grammar", "explanation", "vocabulary", "dialogue"]
 SHARES: dict[Task, int] = {"grammar": 6, "explanation": 4, "fluency": 4, "vocabulary": 4, "dialogue": 2}  # of 20 chats
-TEXTS = 6_000  # that are composed for their sentences
+TEXTS, TEXTS_A_CHAT = 6_000, 10  # that are composed for their sentences, at most
 LEVELS = (("A1", 1 / 100), ("A2", 1 / 300), ("B1", 1 / 1_000), ("B2", 0.0))
 ENGLISH_SHARE, RIGHT_SHARE = 0.25, 0.15  # of the sentences; of those that are to be corrected
 WORDS = 2  # of a sentence that are explained at most, so that the answer fits a small model's context
@@ -66,7 +66,7 @@ def wording() -> dict[str, Any]:
 def tutor_chats(settings: EmbeddedTutor, source: str, normalization: Normalization, seed: int) -> pl.LazyFrame:
     """The chats as `NEW_CHAT`, the same for the same seed; fewer than asked for where the rules find no more."""
     rng = Random(seed)
-    good = _sentences(seed)
+    good = _sentences(min(TEXTS, TEXTS_A_CHAT * settings.chats), seed)
     lexicon = _lexicon([sentence for sentence, language in good if language == "khm"])
     made: dict[Task, Iterator[Row]] = {
         "fluency": _with_errors(_fluency, good[0::4], rng),
@@ -106,12 +106,14 @@ def _chat(source: str, task: Task, row: Row) -> Row:
     return new_chat(f"{source}-{task}-{identity}", source, language, "tutor", turns, system_prompt(task, **asked), task)
 
 
-def _sentences(seed: int) -> list[tuple[str, Language]]:
+def _sentences(texts: int, seed: int) -> list[tuple[str, Language]]:
     """Short good sentences that the sample can compose, each once."""
     rng = Random(seed)
-    texts = [composition.compose_text(rng, "eng" if rng.random() < ENGLISH_SHARE else "khm")[1] for _ in range(TEXTS)]
+    composed = [
+        composition.compose_text(rng, "eng" if rng.random() < ENGLISH_SHARE else "khm")[1] for _ in range(texts)
+    ]
     everyday = (composition.SAMPLE / "everyday_sentences.txt").read_text(encoding="utf-8")
-    good = good_sentences([*texts, everyday], 4 * TEXTS, seed)
+    good = good_sentences([*composed, everyday], 4 * TEXTS, seed)
     return [(sentence, language) for sentence, language in good if len(sentence) <= LONGEST]
 
 

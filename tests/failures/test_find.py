@@ -26,6 +26,8 @@ def test_an_unsure_answer_is_a_failure_and_a_sure_one_is_not():
     assert of_record(record(confidence=0.8), max_confidence=0.8) is None
     assert of_record(record(), max_confidence=0.8) is None, "nobody has told how sure it was"
     assert of_record(record(confidence=0.1, outcome="failed"), max_confidence=0.8) is None
+    odd = of_record(record(confidence=0.1, id=7, output={"a": 1}), max_confidence=0.8)
+    assert odd is not None and pl.DataFrame([odd], schema=find.FAILURE)["id"].to_list() == ["7"]
 
 
 def test_of_who_is_not_satisfied_the_answer_before_the_complaint_has_failed():

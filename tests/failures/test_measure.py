@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from khmer_assets.corpus.semantic import SemanticSearch
+from khmer_assets.evaluation.tasks.chats import identity_of
 from khmer_assets.evaluation.tasks.prompts import Prompt
 from khmer_assets.failures import clusters, measure
 from khmer_assets.failures.clusters import LEARNED, MEASURED
@@ -31,7 +32,7 @@ def spec(tmp_path_factory) -> measure.Spec:
     settings = FINETUNING.model_copy(update={"epochs": 60})
     sft.main(sft.Spec(base=model, chats=chats, settings=settings, context_length=64, seed=1), run)
     rows = [
-        failure("chats", measure.identity_of(chat), chat[:-1], "?", chat[-1]["content"], "not exactly so")
+        failure("chats", identity_of(chat), chat[:-1], "?", chat[-1]["content"], "not exactly so")
         for chat in held_out_chats(chats, 100)
     ]
     rows.append(failure("prompts", "p", [{"role": "user", "content": PROMPT.prompt}], "?", None, "lacks"))
