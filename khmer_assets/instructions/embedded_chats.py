@@ -69,22 +69,24 @@ def _as_typed(question: str, rng: Random) -> str:
 
 def _questions(rng: Random) -> list[Answered]:
     """Every question about every fact: one way of asking each (or as many as its weight says), then a second way, and
-    so on, the first way of the file before others; of each four ways, one is in a polite frame as long as there are
-    plain ones."""
-    ways = []
+    so on, the first way of the file before others, and ways that differ in marks alone once; each fourth way is in a polite frame, where a frame fits."""
+    asked = []
     for fact in composition.facts():
-        first, others = fact.questions[:1], fact.questions[1:]
-        plain = [*first, *rng.sample(others, len(others))]
-        framed = rng.sample(fact.framed_questions, len(fact.framed_questions))
-        mixed = [way for n in range(0, len(plain), 3) for way in (*plain[n : n + 3], *framed[n // 3 : n // 3 + 1])]
-        ways.append((fact, [*mixed, *framed[(len(plain) + 2) // 3 :]]))
-    rng.shuffle(ways)
-    return [
-        Answered(fact.category, fact.language, question, fact.answer)
-        for number in range(max(len(questions) for _, questions in ways))
-        for fact, questions in ways
-        for question in questions[number * fact.weight : (number + 1) * fact.weight]
-    ]
+        plain = [*fact.questions[:1], *rng.sample(fact.questions[1:], max(0, len(fact.questions) - 1))]
+        ways = []
+        for number, question in enumerate(plain, 1):
+            ways.append(question)
+            if number % 3 == 0 and (frames := composition.framed(rng.choice(plain), fact.language)):
+                ways.append(rng.choice(frames))
+        asked.append((fact, ways))
+    rng.shuffle(asked)
+    found = {
+        composition.hash_of_question(question): Answered(fact.category, fact.language, question, fact.answer)
+        for number in reversed(range(max(len(ways) for _, ways in asked)))
+        for fact, ways in asked
+        for question in ways[number * fact.weight : (number + 1) * fact.weight]
+    }
+    return [*found.values()][::-1]
 
 
 def _follow_ups(count: int, rng: Random) -> list[dict[str, Any]]:
