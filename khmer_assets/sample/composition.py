@@ -148,7 +148,9 @@ def spoken_to() -> tuple[Answered, ...]:
         if one.question.endswith("?"):
             ways = framed(one.question, one.language)
         elif one.category in ("greeting", "thanks", "farewell"):
-            ways = [f"{one.question.rstrip('!។.')} {who}" for who in knowledge()["addresses"][one.language]]
+            said_plainly = one.question.rstrip("!។.")
+            spaces = ("", " ") if one.language == "khm" else (" ",)  # Khmer is written without, and by many with
+            ways = [f"{said_plainly}{space}{who}" for who in knowledge()["addresses"][one.language] for space in spaces]
         else:
             ways = []
         for way in ways:

@@ -15,7 +15,7 @@ from khmer_assets.khmer.utterances import bare
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.sample import composition
 
-COUNT = 5000
+COUNT = 9000
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_same_seed_composes_the_same_chats(composed):
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(RecipeError, match=r"generated_chats is 1000000; at most \d+ different chats"):
+    with pytest.raises(RecipeError, match=r"generated_chats is 1000000; at most \d+ different chats can be composed about facts"):
         compose_chats(1_000_000, seed=1)
 
 
