@@ -40,20 +40,19 @@ def compose_chats(count: int, seed: int) -> pl.LazyFrame:
     question has one right answer. Raises `RecipeError` when so many cannot be composed.
     """
     rng = Random(seed)
-    shares = (LONGER_SHARE, SPOKEN_TO_SHARE, UNKNOWN_SHARE)
-    longer, spoken_to, unknown = (int(count * share) for share in shares)
-    others = [(composition.spoken_to(), spoken_to), (composition.unknown(), unknown)]
+    longer = int(count * LONGER_SHARE)
+    asked = [
+        one
+        for some, share in ((composition.spoken_to(), SPOKEN_TO_SHARE), (composition.unknown(), UNKNOWN_SHARE))
+        for one in rng.sample(some, min(len(some), int(count * share)))
+    ]
     about_facts = _questions(rng)
-    limit = min(
-        int(len(about_facts) / (1 - sum(shares))),
-        *(int(len(some) / share) for (some, _), share in zip(others, shares[1:], strict=True)),
-    )
-    if count > limit:
+    if count - longer - len(asked) > len(about_facts):
         raise RecipeError(
-            f"instructions.generated_chats is {count}; at most {limit} different chats can be composed: lower it"
+            f"instructions.generated_chats is {count}; at most {len(about_facts)} different chats can be composed about "
+            "facts: lower it"
         )
-    asked = about_facts[: count - longer - spoken_to - unknown]
-    asked += [one for some, number in others for one in rng.sample(some, number)]
+    asked = about_facts[: count - longer - len(asked)] + asked
     rows = [
         new_chat("", "composed", one.language, one.category, [_as_typed(one.question, rng), one.answer])
         for one in asked
@@ -69,22 +68,25 @@ def _as_typed(question: str, rng: Random) -> str:
 
 def _questions(rng: Random) -> list[Answered]:
     """Every question about every fact: one way of asking each (or as many as its weight says), then a second way, and
-    so on, the first way of the file before others; of each four ways, one is in a polite frame as long as there are
-    plain ones."""
-    ways = []
+    so on, the first way of the file before others; each fourth way is in a polite frame, where a frame fits. Ways that
+    differ in marks alone are one."""
+    asked = []
     for fact in composition.facts():
-        first, others = fact.questions[:1], fact.questions[1:]
-        plain = [*first, *rng.sample(others, len(others))]
-        framed = rng.sample(fact.framed_questions, len(fact.framed_questions))
-        mixed = [way for n in range(0, len(plain), 3) for way in (*plain[n : n + 3], *framed[n // 3 : n // 3 + 1])]
-        ways.append((fact, [*mixed, *framed[(len(plain) + 2) // 3 :]]))
-    rng.shuffle(ways)
-    return [
-        Answered(fact.category, fact.language, question, fact.answer)
-        for number in range(max(len(questions) for _, questions in ways))
-        for fact, questions in ways
-        for question in questions[number * fact.weight : (number + 1) * fact.weight]
-    ]
+        plain = [*fact.questions[:1], *rng.sample(fact.questions[1:], max(0, len(fact.questions) - 1))]
+        ways = []
+        for number, question in enumerate(plain, 1):
+            ways.append(question)
+            if number % 3 == 0 and (frames := composition.framed(rng.choice(plain), fact.language)):
+                ways.append(rng.choice(frames))
+        asked.append((fact, ways))
+    rng.shuffle(asked)
+    found = {
+        composition.hash_of_question(question): Answered(fact.category, fact.language, question, fact.answer)
+        for number in reversed(range(max(len(ways) for _, ways in asked)))
+        for fact, ways in asked
+        for question in ways[number * fact.weight : (number + 1) * fact.weight]
+    }
+    return [*found.values()][::-1]
 
 
 def _follow_ups(count: int, rng: Random) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ instructions. A change that alters what is composed raises `VERSION`.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +21,7 @@ from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.khmer.script import Language
 from khmer_assets.khmer.utterances import hash_of_conversation
 
-VERSION = 4
+VERSION = 5
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
@@ -30,26 +31,28 @@ _ENGLISH_MONTHS = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 _ENGLISH_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+             "twelfth")  # fmt: skip
 _DAYS = ("31", "28 or 29", "31", "30", "31", "30", "31", "31", "30", "31", "30", "31")
 _SPELLED = (*range(1, 21), 30, 40, 50, 60, 70, 80, 90, 100)  # numbers that are asked about in words
 # What is asked about is little enough for a model of a few million parameters to learn in minutes.
 _SUMMED = range(1, 6)
 _ASKED_ROWS = 12  # of each table of the file; texts are composed from all of it
 _NOTES = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)  # riel: what a buyer pays with
+_CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 _KEPT = ("person", "friend", "place", "region", "known", "place2", "known2", "vehicle", "crop", "livestock", "weekday",
          "weekday2", "month", "a", "b", "sum")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A row of a table under a task: ways of asking it, plain and in polite frames, and the one answer.
+    """A row of a table under a task: ways of asking it, and the one answer.
 
     It is asked `weight` times as often as others."""
 
     category: str
     language: Language
     questions: tuple[str, ...]
-    framed_questions: tuple[str, ...]
     answer: str
     task: int
     follow_up: str | None
@@ -76,26 +79,34 @@ def facts() -> tuple[Fact, ...]:
         Fact(
             task["category"],
             task["language"],
-            tuple(_fill(question, row) for question in task["questions"]),
-            tuple(
-                framed for question in task["questions"] for framed in _framed(_fill(question, row), task["language"])
-            ),
+            tuple(_fill(way, row) for way in ways),
             _fill(task["answer"], row),
             number,
             _fill(task["follow_up"], row) if "follow_up" in task else None,
             task.get("weight", 1),
         )
         for number, task in enumerate(knowledge()["tasks"])
+        for ways in [list(dict.fromkeys(way for pattern in task["questions"] for way in wordings(pattern)))]
         for row in tables[task["table"]]
     )
+
+
+def wordings(pattern: str) -> list[str]:
+    """Every wording of a pattern, in which `(a|b|)` stands for one of `a`, `b` and nothing; the first choices first."""
+    choice = _CHOICE.search(pattern)
+    if not choice:
+        return [" ".join(pattern.split())]
+    before, after = pattern[: choice.start()], pattern[choice.end() :]
+    return [way for chosen in choice[1].split("|") for way in wordings(before + chosen + after)]
 
 
 def compose_text(rng: Random, language: Language) -> tuple[str, str]:
     """A category and a text: questions with their answers, facts of one kind, or a scene of everyday life."""
     draw = rng.random()
     if draw < 0.5:
-        about_facts, others = _questions_and_answers(language)
-        asked = rng.sample(about_facts, rng.randint(2, 4)) + rng.sample(others, rng.randint(2, 3))
+        about = rng.choices(*_asked_facts(language), k=rng.randint(2, 4))
+        asked = [_question_and_answer(rng, fact) for fact in about]
+        asked += rng.sample(_other_questions_and_answers(language), rng.randint(2, 3))
         return "questions", "\n\n".join(rng.sample(asked, len(asked)))
     if draw < 0.7:
         category = rng.choice(facts()).category
@@ -135,22 +146,24 @@ def spoken_to() -> tuple[Answered, ...]:
     found: dict[str, Answered] = {}  # the same words but for their marks are said once
     for one in said:
         if one.question.endswith("?"):
-            ways = _framed(one.question, one.language)
+            ways = framed(one.question, one.language)
         elif one.category in ("greeting", "thanks", "farewell"):
-            ways = [f"{one.question.rstrip('!។.')} {who}" for who in knowledge()["addresses"][one.language]]
+            said_plainly = one.question.rstrip("!។.")
+            spaces = ("", " ") if one.language == "khm" else (" ",)  # Khmer is written without, and by many with
+            ways = [f"{said_plainly}{space}{who}" for who in knowledge()["addresses"][one.language] for space in spaces]
         else:
             ways = []
         for way in ways:
-            found.setdefault(_hash_of_question(way), replace(one, question=way))
-    known = {_hash_of_question(one.question) for one in said}
+            found.setdefault(hash_of_question(way), replace(one, question=way))
+    known = {hash_of_question(one.question) for one in said}
     return tuple(one for digest, one in found.items() if digest not in known)
 
 
-def _hash_of_question(question: str) -> str:
+def hash_of_question(question: str) -> str:
     return hash_of_conversation([("user", question)])
 
 
-def _framed(question: str, language: Language) -> list[str]:
+def framed(question: str, language: Language) -> list[str]:
     """The question in the polite frames of its language; a request stands alone."""
     if not question.endswith("?"):
         return []
@@ -173,33 +186,32 @@ def unknown() -> tuple[Answered, ...]:
 
 
 @cache
-def _questions_and_answers(language: Language) -> tuple[list[str], list[str]]:
-    """Questions, each with its answer in the next line, that no chat that is held out asks: those about facts, others.
+def _asked_facts(language: Language) -> tuple[list[Fact], list[int]]:
+    """The facts of a language that questions ask about, and their weights."""
+    asked = [fact for fact in facts() if fact.language == language and fact.questions]
+    return asked, [fact.weight for fact in asked]
 
-    Chats are held out by hash, those with high hashes first; so of the lower half, none is, whatever the recipe's
-    split, as long as it trains on half of the chats.
-    """
-    about_facts = [
-        (question, fact.answer)
-        for fact in facts()
-        if fact.language == language
-        for question in fact.questions
-        for _ in range(fact.weight)
-    ]
-    others = [
-        (one.question, one.answer)
+
+def _question_and_answer(rng: Random, fact: Fact) -> str:
+    """A way of asking that no held-out chat has, and the answer; the answer alone, where there is none."""
+    ways = rng.sample(fact.questions, len(fact.questions))
+    return next((f"{way}\n{fact.answer}" for way in ways if _never_held_out(way, fact.answer)), fact.answer)
+
+
+@cache
+def _other_questions_and_answers(language: Language) -> list[str]:
+    """What is said that asks no fact, each with its answer in the next line, if no held-out chat has it."""
+    return [
+        f"{one.question}\n{one.answer}"
         for one in (*itertools.chain(*written()), *spoken_to(), *unknown())
-        if one.language == language
+        if one.language == language and _never_held_out(one.question, one.answer)
     ]
 
-    def never_held_out(pairs: list[tuple[str, str]]) -> list[str]:
-        return [
-            f"{question}\n{answer}"
-            for question, answer in pairs
-            if hash_of_conversation([("user", question), ("assistant", answer)]) < "8"
-        ]
 
-    return never_held_out(about_facts), never_held_out(others)
+def _never_held_out(question: str, answer: str) -> bool:
+    """Chats are held out by hash, those with high hashes first; so of the lower half, none is, whatever the recipe's
+    split, as long as it trains on half of the chats."""
+    return hash_of_conversation([("user", question), ("assistant", answer)]) < "8"
 
 
 @cache
@@ -230,8 +242,11 @@ def _tables(rows: int | None = None) -> dict[str, list[dict[str, str]]]:
         )
     ]
     tables["months"] = [
-        {**row, "number": number, "days": days, "days_km": to_khmer_digits(days).replace("or", "ឬ")}
-        for (number, row), days in zip(enumerate(_cycle(MONTHS, _ENGLISH_MONTHS), 1), _DAYS, strict=True)
+        {**row, "number": number, "ordinal": ordinal, "ordinal_km": number_to_words(number),
+         "days": days, "days_km": to_khmer_digits(days).replace("or", "ឬ")}
+        for (number, row), ordinal, days in zip(
+            enumerate(_cycle(MONTHS, _ENGLISH_MONTHS), 1), _ORDINALS, _DAYS, strict=True
+        )
     ]
     tables["weekdays"] = list(_cycle(WEEKDAYS, _ENGLISH_WEEKDAYS))
     tables["numbers"] = [{"number": number, "words": number_to_words(number)} for number in _SPELLED]

@@ -85,8 +85,17 @@ def test_amounts_agree_within_a_sentence():
 def test_a_question_has_one_answer():
     answers: dict[str, str] = {}
     for fact in composition.facts():
-        for question in (*fact.questions, *fact.framed_questions):
+        for question in fact.questions:
             assert answers.setdefault(question, fact.answer) == fact.answer, question
+
+
+def test_a_pattern_stands_for_its_wordings():
+    assert composition.wordings("(Tell me|Say) it( now|).") == [
+        *("Tell me it now.", "Tell me it.", "Say it now.", "Say it."),
+    ]
+    assert composition.wordings("(តើ|) ២") == ["តើ ២", "២"]
+    assert composition.wordings("No (choice)") == ["No (choice)"]
+    assert not any(mark in question for fact in composition.facts() for question in fact.questions for mark in "(|)")
 
 
 def test_facts_are_right():
@@ -98,6 +107,8 @@ def test_facts_are_right():
     assert answers["If today is Monday, what day was yesterday?"] == "Before Monday comes Sunday."
     assert answers['What is the opposite of "small"?'] == 'The opposite of "small" is "big".'
     assert answers["What kind of animal is an elephant?"] == "An elephant is a mammal."
+    assert answers["Which is the twelfth month of the year?"] == "Month 12 is December."
+    assert answers["តើខែទីមួយនៃឆ្នាំជាខែអ្វី?"] == "ខែទី ១ គឺខែមករា។"
     assert answers["Which is bigger, 2 or 5?"] == answers["Which is bigger, 5 or 2?"] == "5 is bigger than 2."
 
 
