@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ROWS_A_BATCH = 64
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".onnx", ".data")
 
 Runtime = Literal["transformers", "llama.cpp", "CTranslate2", "onnxruntime"]

@@ -49,8 +49,8 @@ def compose_chats(count: int, seed: int) -> pl.LazyFrame:
     about_facts = _questions(rng)
     if count - longer - len(asked) > len(about_facts):
         raise RecipeError(
-            f"instructions.generated_chats is {count}; at most {len(about_facts)} different chats can be composed about "
-            "facts: lower it"
+            f"instructions.generated_chats is {count}; at most {len(about_facts)} different chats can be composed "
+            "about facts: lower it"
         )
     asked = about_facts[: count - longer - len(asked)] + asked
     rows = [

@@ -242,8 +242,14 @@ def _tables(rows: int | None = None) -> dict[str, list[dict[str, str]]]:
         )
     ]
     tables["months"] = [
-        {**row, "number": number, "ordinal": ordinal, "ordinal_km": number_to_words(number),
-         "days": days, "days_km": to_khmer_digits(days).replace("or", "ឬ")}
+        {
+            **row,
+            "number": number,
+            "ordinal": ordinal,
+            "ordinal_km": number_to_words(number),
+            "days": days,
+            "days_km": to_khmer_digits(days).replace("or", "ឬ"),
+        }
         for (number, row), ordinal, days in zip(
             enumerate(_cycle(MONTHS, _ENGLISH_MONTHS), 1), _ORDINALS, _DAYS, strict=True
         )

@@ -39,7 +39,9 @@ def test_the_same_seed_composes_the_same_chats(composed):
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(RecipeError, match=r"generated_chats is 1000000; at most \d+ different chats can be composed about facts"):
+    with pytest.raises(
+        RecipeError, match=r"generated_chats is 1000000; at most \d+ different chats can be composed about facts"
+    ):
         compose_chats(1_000_000, seed=1)
 
 
