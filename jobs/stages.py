@@ -3,6 +3,7 @@
 Assets that are partitioned and those that are not cannot share a job, hence two for some stages.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def stage_jobs(names: set[str]) -> list[UnresolvedAssetJobDefinition]:
         return dg.define_asset_job(name, selection | and_also if and_also else selection, description=description)
 
     recent = AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("training_mixture"), "snapshot_is_recent"))
-    others = ("gguf_evaluation", "adapter_evaluation", "compared_evaluation")  # partitioned, or made on demand
+    others = (
+        "gguf_evaluation",
+        "adapter_evaluation",
+        "failure_evaluation",
+        "compared_evaluation",
+    )  # partitioned, or made on demand
     measured = sorted(name for name in names if name.endswith("_evaluation") and name not in others)
     found = [
         job(
@@ -113,6 +119,15 @@ def router_job() -> UnresolvedAssetJobDefinition:
 def deploy_router_job() -> UnresolvedAssetJobDefinition:
     """Serves the current router."""
     return dg.define_asset_job("deploy_router", AssetSelection.assets("served_router"))
+
+
+def failure_job(assets: Sequence[str]) -> UnresolvedAssetJobDefinition:
+    """Leads from what the model gets wrong to an adapter that has learned from it, served."""
+    return dg.define_asset_job(
+        "learn_from_failures",
+        AssetSelection.assets(*assets),
+        description="Find what the model gets wrong, teach an adapter, measure what it gained, serve it.",
+    )
 
 
 def deploy_job() -> UnresolvedAssetJobDefinition:

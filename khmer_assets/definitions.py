@@ -18,6 +18,7 @@ from jobs.stages import (
     deploy_adapter_job,
     deploy_job,
     deploy_router_job,
+    failure_job,
     retire_adapter_job,
     router_job,
     stage_jobs,
@@ -28,6 +29,8 @@ from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets, evaluation_files
 from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.extension.assets import extension_assets
+from khmer_assets.failures.assets import JOB_ASSETS, NAMES, failure_assets
+from khmer_assets.failures.find import NAME as FAILURES
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.foundation.home import home
 from khmer_assets.instructions.assets import instruction_assets
@@ -112,14 +115,14 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
     )
     stages["release"] = release_assets(
-        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers"})
+        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures", "router"})
         | {"context_length": recipe.context_length},
         [source.model_dump(mode="json") for source in recipe.sources.values()],
         recipe.release,
         whole,
         recipe.base is not None,
         recipe.serving,
-        bool(recipe.adapters),
+        bool(recipe.adapter_names),
         recipe.evaluation.max_new_tokens,
     )
     stages["adapters"] = adapter_assets(
@@ -137,9 +140,22 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.router,
         recipe.stronger,
         whole,
-        {},
+        {FAILURES: (NAMES.adapter, NAMES.chats)} if recipe.failures else {},
         recipe.context_length,
-        recipe.evaluation.max_new_tokens,
+        max([recipe.evaluation.max_new_tokens, *(adapter.max_new_tokens or 0 for adapter in recipe.adapters)]),
+        recipe.seed,
+    )
+    stages["failures"] = failure_assets(
+        recipe.failures,
+        recipe.instructions,
+        recipe.normalization,
+        recipe.decontamination,
+        recipe.deduplication,
+        recipe.folder,
+        recipe.evaluation,
+        whole,
+        f"{recipe.variants[0]}_evaluation",
+        recipe.context_length,
         recipe.seed,
     )
     stages["load"] = load_assets(
@@ -162,8 +178,12 @@ def build_definitions(
     sensors = [redeploy_sensor("redeploy", "release", deploy), keep_serving_sensor()]
     if recipe.adapters:
         deploy_adapter = deploy_adapter_job()
-        jobs += [adapter_job(), deploy_adapter, retire_adapter_job([adapter.name for adapter in recipe.adapters])]
+        jobs += [adapter_job(), deploy_adapter]
         sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter, on_release=True))
+    if recipe.failures:
+        jobs.append(failure_job(JOB_ASSETS))
+    if recipe.adapter_names:
+        jobs.append(retire_adapter_job(recipe.adapter_names))
     if recipe.router:
         jobs += [router_job(), deploy_router := deploy_router_job()]
         sensors.append(redeploy_sensor("redeploy_router", "router", deploy_router, on_release=True))

@@ -20,6 +20,8 @@ from khmer_assets.corpus.filters import Filters
 from khmer_assets.corpus.mixture import Mixture
 from khmer_assets.evaluation.evaluate import Evaluation
 from khmer_assets.extension.merges import Extension
+from khmer_assets.failures.find import NAME as FAILURES
+from khmer_assets.failures.find import Failures
 from khmer_assets.finetuning.runs import FinetuningRuns
 from khmer_assets.foundation.settings import FileBeside, Located, Name, RecipeError, Settings, validated
 from khmer_assets.foundation.yaml_files import read_yaml
@@ -76,6 +78,7 @@ class Recipe(Settings):
     finetuning: FinetuningRuns | None = None
     adapters: list[Adapter] = []
     router: Routing | None = None
+    failures: Failures | None = None
     compression: Compression = Compression()
     evaluation: Evaluation
     release: Release
@@ -115,8 +118,10 @@ class Recipe(Settings):
             raise ValueError(
                 f"release.variant ({variant}) is not made; {self.variants[0]} is, and what compression.variants names"
             )
-        if variant.startswith("gguf") and self.adapters:
-            raise ValueError(f"release.variant ({variant}) is served without adapters; set adapters: []")
+        if variant.startswith("gguf") and self.adapter_names:
+            raise ValueError(
+                f"release.variant ({variant}) is served without adapters; set adapters: [], failures: null"
+            )
         return self
 
     @model_validator(mode="after")
@@ -139,7 +144,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _adapters_have_names_of_their_own(self) -> "Recipe":
-        names = [adapter.name for adapter in self.adapters]
+        names = self.adapter_names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two adapters are named {twice[0]!r}; give each its own name")
         taken = {EMBEDDER_NAME: self.serving.embedder, AUTO_NAME: self.router}
@@ -169,7 +174,13 @@ class Recipe(Settings):
     @property
     def adapter_ranks(self) -> list[int]:
         """The LoRA ranks of the adapters, for which the server needs room."""
-        return [adapter.finetuning.rank for adapter in self.adapters]
+        learned = [self.failures.finetuning.rank] if self.failures else []
+        return [*(adapter.finetuning.rank for adapter in self.adapters), *learned]
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The names of all adapters that may be served."""
+        return [*(adapter.name for adapter in self.adapters), *([FAILURES] if self.failures else [])]
 
     @property
     def _context_length(self) -> int | None:

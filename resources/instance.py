@@ -13,6 +13,7 @@ from khmer_assets.foundation.workers import cores
 
 # tag of assets that are made when somebody asks for them, not when they are stale
 ON_DEMAND = {"khmer/on_demand": "true"}
+ON_DEMAND_PARTITIONS = "khmer/on_demand_partitions"  # metadata: those partitions of an asset of which the same holds
 
 # tag of assets that stay as they are when their inputs change, until somebody asks for them anew
 SNAPSHOT = {"khmer/snapshot": "true"}

@@ -20,7 +20,8 @@ ROOMS = [
     "khmer_assets.training",
     *("khmer_assets.base_model", "khmer_assets.extension", "khmer_assets.pretraining", "khmer_assets.instructions"),
     *("khmer_assets.finetuning", "khmer_assets.compression", "khmer_assets.evaluation", "khmer_assets.release"),
-    *("khmer_assets.adapters", "khmer_assets.router", "khmer_assets.load", "jobs", "sensors", "khmer_assets.recipe"),
+    *("khmer_assets.adapters", "khmer_assets.router", "khmer_assets.failures", "khmer_assets.load", "jobs", "sensors"),
+    "khmer_assets.recipe",
     *("khmer_assets.definitions", "khmer_assets.commands", "khmer_assets.__main__", "benchmarks"),
 ]
 MAX_LINES = 400

@@ -9,6 +9,12 @@ from khmer_assets.definitions import build_definitions
 from khmer_assets.foundation.settings import RecipeError, Settings, code_version
 from khmer_assets.recipe import RECIPES, SAMPLE_RECIPE, Recipe
 
+ADAPTER = {
+    "question": "?",
+    "min_answer_accuracy": 0.5,
+    "finetuning": {"rank": 8, "alpha": 8, "dropout": 0, "learning_rate": 0.1, "warmup_ratio": 0, "batch_size": 1}
+    | {"epochs": 1, "checkpoint_every": 1},
+}
 DECODER = {
     "architecture": "llama",
     "hidden_size": 64,
@@ -75,7 +81,12 @@ def test_the_sample_restates_no_default():
         ({"mixture__weights": {"khm": 0.5, "eng": 0.4}}, "weights must sum to 1, they sum to 0.9"),
         ({"compression__variants": ["gguf Q9"]}, r"compression\.variants\.0: expected one of pruned, awq, gguf Q4_K_M"),
         (
-            {"release__variant": "gguf Q8_0", "compression__variants": ["gguf Q4_K_M"], "adapters": []},
+            {
+                "release__variant": "gguf Q8_0",
+                "compression__variants": ["gguf Q4_K_M"],
+                "adapters": [],
+                "failures": None,
+            },
             r"recipe: release\.variant \(gguf Q8_0\) is not made; merged is, and what compression\.variants names",
         ),
         (
@@ -95,6 +106,12 @@ def test_the_sample_restates_no_default():
             r"finetuning: runs\.small\.rank: Input should be",
         ),
         ({"release__variant": "gguf Q8_0"}, r"release\.variant \(gguf Q8_0\) is served without adapters"),
+        (
+            {"release__variant": "gguf Q8_0", "adapters": []},
+            r"is served without adapters; set adapters: \[\], failures: null",
+        ),
+        ({"adapters": [ADAPTER | {"name": "failures", "chats": "a.jsonl"}]}, "two adapters are named 'failures'"),
+        ({"adapters": [ADAPTER | {"name": "a"}]}, r"adapters\.0: expected either chats \(a file\) or source"),
         ({"serving__port": 99999}, "serving.port"),
         ({"name": "../up"}, r"name: expected small letters, digits and _, beginning with a letter or digit \(given"),
         ({"seed": 2**40}, "seed: Input should be less than 4294967296"),

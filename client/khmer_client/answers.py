@@ -1,8 +1,11 @@
 """What comes back of each question. A field's description is part of what the model is asked."""
 
-from typing import Annotated, Literal
+import json
+from types import GenericAlias
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Level = Literal["A1", "A2", "B1", "B2", "C1", "C2"]
 
@@ -12,20 +15,37 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @classmethod
+    def pattern(cls) -> str:
+        """The form in a line, for models: a schema takes ten times as many tokens and says no more to them."""
+        return json.dumps(cls._pattern(), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def _pattern(cls) -> dict[str, Any]:
+        return {name: _told(field) for name, field in cls.model_fields.items()}
+
+
+def _told(field: FieldInfo) -> Any:
+    kind = field.annotation
+    if isinstance(kind, GenericAlias):  # a list
+        (item,) = get_args(kind)
+        return [item._pattern() if issubclass(item, Answer) else field.description or "..."]
+    return field.description or "..."
+
 
 class Fluency(Answer):
     """How a text reads to a native speaker."""
 
-    score: Annotated[int, Field(description="1 (not understandable) to 5 (as a native speaker writes)", ge=1, le=5)]
-    problems: Annotated[list[str], Field(description="what does not read well, one a place; empty if nothing")]
+    score: Annotated[int, Field(description="1 (not understandable) to 5 (fluent)", ge=1, le=5)]
+    problems: Annotated[list[str], Field(description="what does not read well")]
     summary: Annotated[str, Field(description="one sentence")]
 
 
 class Word(Answer):
     """A word of a text."""
 
-    word: Annotated[str, Field(description="as it stands in the text")]
-    level: Annotated[Level, Field(description="the level of the CEFR at which learners know it")]
+    word: Annotated[str, Field(description="as in the text")]
+    level: Annotated[Level, Field(description="A1 to C2")]  # of the CEFR: the one at which learners know it
     meaning: str
 
 
@@ -46,8 +66,8 @@ class Change(Answer):
 class Correction(Answer):
     """A text without its mistakes."""
 
-    corrected: Annotated[str, Field(description="the whole text, with nothing but mistakes changed")]
-    changes: Annotated[list[Change], Field(description="each change; empty if there was no mistake")]
+    corrected: Annotated[str, Field(description="the whole text")]
+    changes: Annotated[list[Change], Field(description="each change, in the order of the text")]
 
 
 class Line(Answer):
@@ -67,6 +87,6 @@ class Dialogue(Answer):
 class Explanation(Answer):
     """Why something is wrong."""
 
-    rule: Annotated[str, Field(description="the rule that was broken")]
-    explanation: Annotated[str, Field(description="for a learner, in two or three sentences")]
-    examples: Annotated[list[str], Field(description="correct sentences that show the rule")]
+    rule: Annotated[str, Field(description="the broken rule")]
+    explanation: Annotated[str, Field(description="for a learner")]
+    examples: Annotated[list[str], Field(description="correct sentences")]

@@ -4,7 +4,6 @@ An answer that does not have its form is asked for once more, with what was wron
 schemas is asked without, and not with one again.
 """
 
-import json
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
@@ -31,9 +30,10 @@ class AnswerError(Exception):
 
 
 class Asking(Generic[C]):
-    """What both clients share. `client` is OpenAI's; `max_tokens` is the longest answer."""
+    """What both clients share. `client` is OpenAI's; `max_tokens` is the longest answer, by default what the model's
+    context has room for."""
 
-    def __init__(self, client: C, model: str = "khmer", max_tokens: int = 1024):
+    def __init__(self, client: C, model: str = "khmer", max_tokens: int | None = None):
         self.client: C = client
         self.model = model
         self.max_tokens = max_tokens
@@ -45,14 +45,15 @@ class Asking(Generic[C]):
         Raises `AnswerError`, and what the server has refused without a schema too.
         """
         schema = task.form.model_json_schema()
-        system = f"{task.question} Answer with one JSON object of this schema and nothing else:\n{json.dumps(schema)}"
-        messages: list[dict[str, str]] = [{"role": "system", "content": system}, {"role": "user", "content": task.text}]
+        messages: list[dict[str, str]] = task.messages
         why = text = ""
         for _ in range(2):
             told = yield self._request(messages, task.form.__name__, schema if self.takes_schemas else None)
             if isinstance(told, Exception) and self.takes_schemas:
                 told = yield self._request(messages, task.form.__name__, None)
                 self.takes_schemas = isinstance(told, Exception)  # else it was not the schema
+            if isinstance(told, Exception) and text:  # a short context has no room for a second try
+                raise AnswerError(task.form, text, f"{why}; asked once more, the server refused: {told}") from told
             if isinstance(told, Exception):
                 raise told
             text = told
@@ -65,7 +66,9 @@ class Asking(Generic[C]):
         raise AnswerError(task.form, text, why)
 
     def _request(self, messages: list[dict[str, str]], name: str, schema: dict[str, Any] | None) -> Request:
-        request: Request = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
+        request: Request = {"model": self.model, "messages": messages, "temperature": 0}
+        if self.max_tokens is not None:
+            request["max_tokens"] = self.max_tokens
         if schema is not None:
             named = {"name": name, "strict": True, "schema": schema}
             request["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -87,7 +90,7 @@ class KhmerClient(Asking[openai.OpenAI]):
         """A text without its mistakes, and each change with its reason."""
         return self._ask(tasks.grammar(text, language))
 
-    def generate_dialogue(self, topic: str, language: Language = "km", level: Level = "A2", lines: int = 6) -> Dialogue:
+    def generate_dialogue(self, topic: str, language: Language = "km", level: Level = "A2", lines: int = 4) -> Dialogue:
         """A conversation about a topic."""
         return self._ask(tasks.dialogue(topic, language, level, lines))
 
@@ -127,7 +130,7 @@ class AsyncKhmerClient(Asking[openai.AsyncOpenAI]):
         return await self._ask(tasks.grammar(text, language))
 
     async def generate_dialogue(
-        self, topic: str, language: Language = "km", level: Level = "A2", lines: int = 6
+        self, topic: str, language: Language = "km", level: Level = "A2", lines: int = 4
     ) -> Dialogue:
         """A conversation about a topic."""
         return await self._ask(tasks.dialogue(topic, language, level, lines))

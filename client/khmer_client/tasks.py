@@ -8,6 +8,7 @@ from khmer_client.answers import Answer, Correction, Dialogue, Explanation, Flue
 A = TypeVar("A", bound=Answer)
 Language = Literal["km", "en"]
 NAMES = {"km": "Khmer", "en": "English"}
+WORDS = 5  # that are explained; of a long text all would be no answer
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,29 @@ class Task(Generic[A]):
     text: str
     form: type[A]
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What a model is asked. The sample's adapter `tutor` is trained on exactly these words: its chats change with
+        them (khmer_assets/instructions/embedded_tutor.yaml; a test holds both equal)."""
+        system = f"{self.question} Answer with JSON alone: {self.form.pattern()}"
+        return [{"role": "system", "content": system}, {"role": "user", "content": self.text}]
+
 
 def fluency(text: str, language: Language) -> Task[Fluency]:
     """How fluent a text is; `language` is that of the problems and the summary."""
-    question = f"Judge how fluent the text is. Write the problems and the summary in {NAMES[language]}."
+    question = f"Judge how fluent the text is, in {NAMES[language]}."
     return Task(question, text, Fluency)
 
 
 def vocabulary(text: str, language: Language) -> Task[Vocabulary]:
-    """The words of a text; `language` is that of the meanings."""
-    question = f"List the words of the text in their order, each once, and explain each in {NAMES[language]}."
+    """The words of a text that a learner may not know; `language` is that of the meanings."""
+    question = f"Explain the words of the text that a learner may not know, {WORDS} at most, in {NAMES[language]}."
     return Task(question, text, Vocabulary)
 
 
 def grammar(text: str, language: Language) -> Task[Correction]:
     """A text without its mistakes; `language` is that of the reasons."""
-    question = f"Correct the grammar and the spelling of the text. Write the reasons in {NAMES[language]}."
+    question = f"Correct the grammar and the spelling of the text. Change only mistakes. Reasons in {NAMES[language]}."
     return Task(question, text, Correction)
 
 
@@ -45,5 +53,5 @@ def dialogue(topic: str, language: Language, level: Level, lines: int) -> Task[D
 
 def error(text: str, language: Language) -> Task[Explanation]:
     """Why a text is wrong; `language` is that of the explanation."""
-    question = f"Explain the most important mistake of the text to a learner. Explain it in {NAMES[language]}."
+    question = f"Explain the most important mistake of the text in {NAMES[language]}."
     return Task(question, text, Explanation)

@@ -136,7 +136,9 @@ def recipe_text(name: str, languages: list[Language]) -> str:
     first = re.sub(r"(?m)^catalogue: .*", f"catalogue: {CATALOGUE}", first)
     if len(languages) == 1:
         others.insert(1, f"mixture:\n  weights: {{{languages[0]}: 1.0}}  # the one language that was found")
-    return RECIPE_HEADER + "\n\n".join([first, *(part for part in others if not part.startswith("adapters:"))])
+    return RECIPE_HEADER + "\n\n".join(
+        [first, *(part for part in others if not part.startswith(("adapters:", "failures:")))]
+    )
 
 
 def _sources(texts: list[str], folder: Path) -> list[Found]:

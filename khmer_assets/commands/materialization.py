@@ -15,7 +15,7 @@ import dagster as dg
 
 from khmer_assets.commands.steps import Load, Outcome, Steps, close_dead_runs
 from resources import blocking_checks
-from resources.instance import ON_DEMAND, STEPS, open_instance
+from resources.instance import ON_DEMAND, ON_DEMAND_PARTITIONS, STEPS, open_instance
 from resources.staleness import (
     Artifact,
     Cause,
@@ -96,7 +96,7 @@ class _Run:
         keys = [key for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
         keys = [key for key in keys if not ON_DEMAND.items() <= graph.get(key).tags.items()]
         self.trained = {key for key in keys if "mlflow" in defs.resolve_assets_def(key).required_resource_keys}
-        work = [(key, partition) for key in keys for partition in partitions_of(graph, key)]
+        work = [(key, one) for key in keys for one in partitions_of(graph, key) if one not in _on_demand(graph, key)]
         self.place = {artifact: number for number, artifact in enumerate(work, 1)}
         self.needs = {artifact: [i for i in inputs_of(graph, artifact) if i in self.place] for artifact in work}
         self.gone = self._without_files()
@@ -259,6 +259,11 @@ class _Run:
         key, partition = artifact
         checks = blocking_checks.blocking_checks(self.graph, key)
         return [reason for check in checks if (reason := blocking_checks.unmet(self.instance, check, partition))]
+
+
+def _on_demand(graph: Any, key: dg.AssetKey) -> list[str]:
+    """The partitions of an asset that are made when somebody asks for them."""
+    return list(graph.get(key).metadata.get(ON_DEMAND_PARTITIONS, []))
 
 
 def _one_line(found: list[Cause]) -> str:

@@ -76,9 +76,10 @@ def _run(dry_run: bool) -> int:
         server.resume()
     else:
         deploy(server, release, recipe.serving.max_model_length)
-    for adapter in recipe.adapters:
+    releases: list[tuple[str, str | None]] = [("adapter_release", adapter.name) for adapter in recipe.adapters]
+    for asset, name in [*releases, *([("failure_release", None)] if recipe.failures else [])]:
         with suppress(MissingArtifact):
-            found = store.current("adapter_release", adapter.name)
+            found = store.current(asset, name)
             if not server.was_retired(found.name):
                 load_adapter(server, found)
     _route(server, store, recipe)

@@ -9,7 +9,16 @@ from typing import Any
 
 import openai
 import pytest
-from khmer_client import AnswerError, AsyncKhmerClient, KhmerClient
+from khmer_client import (
+    AnswerError,
+    AsyncKhmerClient,
+    Correction,
+    Dialogue,
+    Explanation,
+    Fluency,
+    KhmerClient,
+    Vocabulary,
+)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -38,12 +47,15 @@ class Server:
         self.answers: list[str] = []
         self.refuses: int | None = None
         self.refuses_all = False
+        self.refuses_after: int | None = None
         self.asked: list[dict[str, Any]] = []
         self.app = Starlette(routes=[Route("/v1/chat/completions", self.answer, methods=["POST"])])
 
     async def answer(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body)
+        if self.refuses_after is not None and len(self.asked) > self.refuses_after:
+            return JSONResponse({"error": {"message": "the prompt is too long"}}, 400)
         if self.refuses and (self.refuses_all or "response_format" in body):
             return JSONResponse({"error": {"message": "response_format: unknown"}}, self.refuses)
         message = {"role": "assistant", "content": self.answers.pop(0)}
@@ -92,6 +104,21 @@ def test_an_answer_that_is_not_in_its_form_is_asked_for_once_more_with_what_was_
     with pytest.raises(AnswerError, match=r"expected Fluency as JSON, got '}\{'") as failed:
         khmer.analyze_fluency("ខ្ញុំ")
     assert failed.value.text == "}{" and len(server.asked) == 4
+
+
+def test_a_context_too_short_for_a_second_try_is_told_as_an_answer_without_its_form(server, khmer):
+    server.refuses_after = 1
+    server.answers = ["ខ្ញុំមិនដឹងទេ"]
+    with pytest.raises(AnswerError, match="asked once more, the server refused") as failed:
+        khmer.analyze_fluency("ខ្ញុំ")
+    assert failed.value.text == "ខ្ញុំមិនដឹងទេ"
+
+
+def test_a_form_is_told_in_a_line_with_every_field_of_its_schema():
+    pattern = json.loads(Correction.pattern())
+    assert pattern == {"corrected": "the whole text", "changes": [{"before": "...", "after": "...", "reason": "..."}]}
+    for form in (Fluency, Vocabulary, Correction, Dialogue, Explanation):
+        assert json.loads(form.pattern()).keys() == form.model_fields.keys()
 
 
 @pytest.mark.parametrize("status", [400, 422])

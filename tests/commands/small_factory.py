@@ -15,7 +15,7 @@ import dagster as dg
 import polars as pl
 
 from resources.console_logger import terminal_logger
-from resources.instance import ON_DEMAND, SNAPSHOT
+from resources.instance import ON_DEMAND, ON_DEMAND_PARTITIONS, SNAPSHOT
 from resources.storage import FramesIOManager
 
 SOURCES = dg.StaticPartitionsDefinition(["news", "poems"])
@@ -29,6 +29,7 @@ class Factory:
     setting: str = "1"
     check_passes: bool = True
     anthology: bool = False
+    chapters: bool = False  # whether there is an asset of which one partition is made on demand
     snapshot: bool = False  # whether `mixed` is one
     killed: str = ""  # the step that is killed by the system
     slow: str = ""  # steps whose name begins like this last for ever
@@ -118,8 +119,21 @@ def load(folder: Path) -> dg.Definitions:
         factory.begin("anthology")
         return clean["poems"]
 
+    later = dg.StaticPartitionsDefinition(["now", "later"])
+
+    @dg.asset(
+        partitions_def=later,
+        io_manager_key="frames",
+        code_version="1",
+        metadata={ON_DEMAND_PARTITIONS: ["later"]},
+    )
+    def chapter(context: dg.AssetExecutionContext, model: pl.LazyFrame) -> pl.LazyFrame:
+        factory.begin(f"chapter {context.partition_key}")
+        return model
+
     storage = FramesIOManager(root=str(folder / "store"), cache=str(folder / "cache"))
     assets: list[Any] = [source_files, raw, clean, mixed, model, speed, *([anthology] if factory.anthology else [])]
+    assets += [chapter] if factory.chapters else []
     return dg.Definitions(
         assets=assets,
         asset_checks=[enough_text, is_recent],

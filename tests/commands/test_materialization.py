@@ -153,6 +153,14 @@ def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory):
     assert factory.executed() == ["speed"]
 
 
+def test_a_partition_that_is_made_on_demand_is_left_out_too(factory):
+    factory.chapters = True
+    summary = run(factory)
+    assert "chapter (now)" in summary.materialized and not summary.failed
+    assert [name for name in factory.executed() if name.startswith("chapter")] == ["chapter now"]
+    assert not run(factory).materialized
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_stops_a_run_is_obeyed_and_nothing_is_made_from_what_is_left(factory, number):
     factory.slow = "clean poems"

@@ -71,7 +71,7 @@ class Factory:
         recipe["pretraining"]["steps"] = 40
         recipe["finetuning"]["epochs"] = 1
         recipe["instructions"]["generated_chats"] = 1500
-        (adapter,) = recipe["adapters"]
+        adapter, _ = recipe["adapters"]  # the other is made on demand
         adapter |= {"min_answer_accuracy": 0.0, "chats": str(Recipe.load(SAMPLE_RECIPE).adapters[0].chats)}
         adapter["finetuning"]["epochs"] = 1
         recipe["evaluation"]["max_documents"] = 15

@@ -1,0 +1,1 @@
+"""What the model gets wrong, and the adapter that learns from it: found, clustered, taught, measured, served."""
