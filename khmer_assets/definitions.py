@@ -112,7 +112,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.name, recipe.evaluation, recipe.variants, whole, tokenizer, texts, recipe.context_length
     )
     stages["release"] = release_assets(
-        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers"})
+        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "router"})
         | {"context_length": recipe.context_length},
         [source.model_dump(mode="json") for source in recipe.sources.values()],
         recipe.release,
