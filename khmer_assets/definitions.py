@@ -29,7 +29,8 @@ from khmer_assets.compression.assets import compression_assets
 from khmer_assets.corpus.assets import corpus_assets, evaluation_files
 from khmer_assets.evaluation.assets import evaluation_assets
 from khmer_assets.extension.assets import extension_assets
-from khmer_assets.failures.assets import JOB_ASSETS, failure_assets
+from khmer_assets.failures.assets import JOB_ASSETS, NAMES, failure_assets
+from khmer_assets.failures.find import NAME as FAILURES
 from khmer_assets.finetuning.assets import finetuning_assets
 from khmer_assets.finetuning.runs import base_asset
 from khmer_assets.foundation.home import home
@@ -126,7 +127,7 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.teachers,
     )
     stages["release"] = release_assets(
-        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures"})
+        recipe.model_dump(mode="json", exclude={"catalogue", "history", "teachers", "failures", "router"})
         | {"context_length": recipe.context_length},
         [source.model_dump(mode="json") for source in recipe.sources.values()],
         recipe.release,
@@ -151,9 +152,9 @@ def assets_by_stage(recipe: Recipe) -> dict[str, list[Any]]:
         recipe.router,
         recipe.stronger,
         whole,
-        {},
+        {FAILURES: (NAMES.adapter, NAMES.chats)} if recipe.failures else {},
         recipe.context_length,
-        recipe.evaluation.max_new_tokens,
+        max([recipe.evaluation.max_new_tokens, *(adapter.max_new_tokens or 0 for adapter in recipe.adapters)]),
         recipe.seed,
     )
     stages["failures"] = failure_assets(
@@ -195,13 +196,13 @@ def build_definitions(
         deploy_adapter = deploy_adapter_job()
         jobs += [adapter_job(), deploy_adapter]
         sensors.append(redeploy_sensor("redeploy_adapter", "adapter_release", deploy_adapter, on_release=True))
-    if recipe.router:
-        jobs += [router_job(), deploy_router := deploy_router_job()]
-        sensors.append(redeploy_sensor("redeploy_router", "router", deploy_router, on_release=True))
     if recipe.failures:
         jobs.append(failure_job(JOB_ASSETS))
     if recipe.adapter_names:
         jobs.append(retire_adapter_job(recipe.adapter_names))
+    if recipe.router:
+        jobs += [router_job(), deploy_router := deploy_router_job()]
+        sensors.append(redeploy_sensor("redeploy_router", "router", deploy_router, on_release=True))
     storage = {"root": store_root(state), "cache": str(state / "cache")}
     return dg.Definitions(
         assets=[part for part in parts if part not in checks],

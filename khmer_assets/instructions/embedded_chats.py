@@ -13,7 +13,7 @@ from khmer_assets.sample.composition import Answered, Fact
 
 # Of the composed chats:
 LONGER_SHARE = 0.05  # two turns, where the second question leans on the first
-SPOKEN_TO_SHARE = 0.22  # what is written by hand, said to somebody or in a frame
+SPOKEN_TO_SHARE = 0.32  # what is written by hand, said to somebody or in a frame
 UNKNOWN_SHARE = 0.12  # what the model is not made for
 LOWERED_SHARE = 0.2  # as many people type: without capitals
 UNMARKED_SHARE = 0.2  # without the mark at the end
