@@ -54,16 +54,15 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     samples = _samples(spec, tokenizer) if spec.recovery_steps else []
     for pattern in PATTERNS if samples else PATTERNS[-1:]:
         done = run.state / pattern.replace(":", "-of-")
-        if done.exists():
-            model = load_for_compression(done)
-            continue
-        _prune(spec, model, pattern, run)
-        if samples:
-            whole = load_for_compression(spec.model)
-            recover(model, whole, compressible_layers(model), samples, spec.recovery_steps, spec.seed, run)
-        with scratch_folder(run.state) as aside:
-            model.save_pretrained(aside)
-            aside.rename(done)
+        if not done.exists():
+            _prune(spec, model, pattern, run)
+            if samples:
+                whole = load_for_compression(spec.model)
+                recover(model, whole, compressible_layers(model), samples, spec.recovery_steps, spec.seed, run)
+            with scratch_folder(run.state) as aside:
+                model.save_pretrained(aside)
+                aside.rename(done)
+        model = load_for_compression(done)  # the way through bfloat16 rounds what a model does not save, too
     save(spec, model, run.output)
     config = json.loads((run.output / "config.json").read_text())
     quantization = config.get("quantization_config", {})
