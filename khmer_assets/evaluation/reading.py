@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROWS_A_BATCH = 64
 TOKENS_A_BATCH = 1 << 14  # padding included; keys and values of so many are held at once, a level of the tree
 TOKENS_ON_A_CPU = 1 << 12  # more do not make it faster
-LEAST_SAVED = 64  # tokens that need not be read again; fewer are not worth a pass of their own
+LEAST_SAVED = 16  # tokens of a common beginning; fewer are not worth a pass of their own
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def tree(texts: Sequence[list[int]]) -> list[Node]:
         ending = 0
         while start + ending < end and len(texts[order[start + ending]]) == length:
             ending += 1
-        if (end - start - 1) * (length - above) >= LEAST_SAVED or ending == end - start:
+        if length - above >= LEAST_SAVED or ending == end - start:
             own = [order[place] for place in range(start, start + ending)]
             node = Node(texts[order[start]][above:length], own, [])
             siblings.append(node)
