@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from khmer_assets.foundation.files import remove_unused
 from khmer_assets.foundation.home import PROJECT
-from khmer_assets.foundation.processes import how_it_ended
+from khmer_assets.foundation.processes import PATIENT_THREADS, how_it_ended
 from khmer_assets.foundation.settings import digest_of
 from resources.payload import FIGURES, REFUSAL
 
@@ -109,7 +109,7 @@ def _run_in_child(
         process = subprocess.Popen(
             command,
             cwd=PROJECT,
-            env={**os.environ, **env, **session.get_bootstrap_env_vars()},
+            env={**PATIENT_THREADS, **os.environ, **env, **session.get_bootstrap_env_vars()},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -20,6 +20,10 @@ from khmer_assets.foundation.launcher import identity_of
 PORTS_TRIED = 200
 
 
+# OpenMP's threads spin while they wait for each other; two that do so on cores which others use train six times slower.
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
+
+
 class PortInUse(Exception):
     """Another program listens where a server should."""
 

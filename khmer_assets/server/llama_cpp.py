@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation.processes import PATIENT_THREADS
 from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import engine_key
 from khmer_assets.server.refusals import Refused
@@ -54,8 +55,7 @@ class LlamaCpp:
         file = gguf_file(kept_model(folder, release.digest))
         settings = [release.names[1], str(release.max_model_length), json.dumps(release.engine)]
         command = [sys.executable, "-m", __name__, str(file), str(port), *settings]
-        # threads that wait for each other give the core away: on a busy machine, spinning takes ten times as long
-        return command, {KEY_VARIABLE: engine_key(folder), "OMP_WAIT_POLICY": "passive"}, PROJECT
+        return command, {KEY_VARIABLE: engine_key(folder), **PATIENT_THREADS}, PROJECT
 
     def check(self, body: Body) -> None:
         """Raise `Refused` for what llama.cpp cannot do, or answers in another shape than OpenAI."""

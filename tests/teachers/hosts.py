@@ -17,7 +17,7 @@ import httpx
 
 from benchmarks.open_model import gguf
 from khmer_assets.foundation.home import PROJECT
-from khmer_assets.foundation.processes import free_ports
+from khmer_assets.foundation.processes import PATIENT_THREADS, free_ports
 from khmer_assets.server import llama_cpp
 from khmer_assets.teachers.asking import Answer, Asked, ask
 from khmer_assets.teachers.settings import Budget, Teacher, Template
@@ -135,7 +135,7 @@ def smollm2(context: int = 1024) -> Iterator[Teacher]:
     (port,) = free_ports(18_700, 1)
     settings = json.dumps({"force_pure_content_parser": False})
     command = [sys.executable, "-m", llama_cpp.__name__, str(gguf()), str(port), "smollm2", str(context), settings]
-    env = {**os.environ, llama_cpp.KEY_VARIABLE: KEY, "OMP_WAIT_POLICY": "passive"}
+    env = {**os.environ, llama_cpp.KEY_VARIABLE: KEY, **PATIENT_THREADS}
     process = subprocess.Popen(command, env=env, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.environ["SMOLLM2_KEY"] = KEY
     try:
