@@ -23,7 +23,7 @@ def test_a_killed_supervisor_is_started_again_and_sigterm_ends_all(tmp_path):
     (tmp_path / "gguf").mkdir()
     gguf.write_float16(save_tiny_model(tmp_path / "model"), tmp_path / "gguf" / "float16.gguf")
     recipe = yaml.safe_load(SAMPLE_RECIPE.read_text())
-    recipe |= {"catalogue": str(SAMPLE_RECIPE.parent / recipe["catalogue"]), "adapters": []}
+    recipe |= {"catalogue": str(SAMPLE_RECIPE.parent / recipe["catalogue"]), "adapters": [], "failures": None}
     recipe["serving"]["port"] = free_port()
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True))
     server = ModelServer(home=str(tmp_path / "home"), port=recipe["serving"]["port"])
