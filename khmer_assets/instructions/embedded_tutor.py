@@ -28,7 +28,7 @@ from pydantic import Field
 from khmer_assets.foundation.settings import Settings
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chats import NEW_CHAT, new_chat
-from khmer_assets.instructions.grammar_errors import Error, errors, shuffled
+from khmer_assets.instructions.grammar_errors import Error, rarest_error, shuffled
 from khmer_assets.instructions.tutor_tasks import BEST, COSTS, explained, good_sentences
 from khmer_assets.instructions.tutor_tasks import wording as reasons
 from khmer_assets.khmer.normalization import Normalization, normalize
@@ -124,15 +124,6 @@ def _with_errors(make: Any, good: Sequence[tuple[str, Language]], rng: Random) -
             yield {"language": language, "asked": {}, **row}
 
 
-def _error(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Error | None:
-    found = errors(sentence, language, rng)
-    if not found:
-        return None
-    rule = min(sorted(found), key=lambda name: used[name])
-    used[rule] += 1
-    return found[rule]
-
-
 def _fluency(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Row | None:
     made: list[Error] = []
     text, wanted = sentence, rng.randint(0, MOST_ERRORS + 1)
@@ -141,7 +132,7 @@ def _fluency(sentence: str, language: Language, rng: Random, used: Counter[str])
             return None
         return {"text": disorder, "answer": _judged(1, [reasons()["explanations"]["shuffled"]])}
     for _ in range(wanted):
-        error = _error(text, language, rng, used)
+        error = rarest_error(text, language, rng, used)
         if (
             error is None
             or error.rule in {one.rule for one in made}
@@ -167,14 +158,14 @@ def _told(error: Error) -> str:
 def _grammar(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Row | None:
     if rng.random() < RIGHT_SHARE:
         return {"text": sentence, "answer": {"corrected": sentence, "changes": []}}
-    if (error := _error(sentence, language, rng, used)) is None:
+    if (error := rarest_error(sentence, language, rng, used)) is None:
         return None
     change = {"before": error.wrong, "after": error.right, "reason": wording()["rules"][error.rule]}
     return {"text": error.sentence, "answer": {"corrected": sentence, "changes": [change]}}
 
 
 def _explanation(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Row | None:
-    if (error := _error(sentence, language, rng, used)) is None:
+    if (error := rarest_error(sentence, language, rng, used)) is None:
         return None
     answer = {"rule": wording()["rules"][error.rule], "explanation": _told(error), "examples": [sentence]}
     return {"text": error.sentence, "answer": answer}

@@ -5,6 +5,7 @@ wrong, in Khmer, stands in `tutor_tasks.yaml` under the rule's name.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,16 @@ def errors(sentence: str, language: Language, rng: Random) -> dict[str, Error]:
         if broken != sentence:
             found[name] = Error(broken, put, sentence[start:end], name, about)
     return found
+
+
+def rarest_error(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Error | None:
+    """An error that can be made, of the rule that was used least so far (`used` counts); None where none can."""
+    found = errors(sentence, language, rng)
+    if not found:
+        return None
+    rule = min(sorted(found), key=lambda name: used[name])
+    used[rule] += 1
+    return found[rule]
 
 
 def shuffled(sentence: str, language: Language, rng: Random) -> str | None:

@@ -27,7 +27,7 @@ from pydantic import Field
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chats import NEW_CHAT, new_chat
-from khmer_assets.instructions.grammar_errors import Error, errors, shuffled
+from khmer_assets.instructions.grammar_errors import Error, rarest_error, shuffled
 from khmer_assets.instructions.writing import Assignment, Unfit, require_language
 from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.khmer.numbers import to_khmer_digits
@@ -175,7 +175,7 @@ def _rows(
         rng = Random(f"{seed} {sentence}")
         if task == "fluency":
             exchange = _fluency(sentence, language, rng, used)
-        elif (error := _error(sentence, language, rng, used)) is None:
+        elif (error := rarest_error(sentence, language, rng, used)) is None:
             continue
         else:
             corrected = f"{explained(error)}\n{wording()['answers']['corrected']}\n{sentence}"
@@ -201,16 +201,6 @@ def explained(error: Error) -> str:
     return str(wording()["explanations"][error.rule]).format_map(values).strip()
 
 
-def _error(sentence: str, language: Language, rng: Random, used: Counter[str]) -> Error | None:
-    """One of the errors that can be made, of the rule that was used least so far."""
-    found = errors(sentence, language, rng)
-    if not found:
-        return None
-    rule = min(sorted(found), key=lambda name: used[name])
-    used[rule] += 1
-    return found[rule]
-
-
 def _fluency(sentence: str, language: Language, rng: Random, used: Counter[str]) -> tuple[str, str]:
     """The sentence with no error, with some, or in disorder; and its score with the reasons."""
     made: list[Error] = []
@@ -218,7 +208,7 @@ def _fluency(sentence: str, language: Language, rng: Random, used: Counter[str])
     if wanted > ERRORS and (disorder := shuffled(sentence, language, rng)) is not None:
         return disorder, _scored(0, [wording()["explanations"]["shuffled"]])
     for _ in range(min(wanted, ERRORS)):
-        error = _error(broken, language, rng, used)
+        error = rarest_error(broken, language, rng, used)
         if error is None or error.rule in {one.rule for one in made} or _overlap(error, made):
             break
         broken = error.sentence

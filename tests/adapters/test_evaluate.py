@@ -8,21 +8,10 @@ import pytest
 from khmer_assets.adapters import evaluate
 from khmer_assets.evaluation.evaluate import Evaluation
 from khmer_assets.finetuning import sft
-from khmer_assets.finetuning.sft import Finetuning
 from resources.payload import PayloadRun, Refusal
+from tests.failures.small import FINETUNING
 from tests.tiny_model import save_tiny_model
 
-SETTINGS = Finetuning(
-    rank=8,
-    alpha=16,
-    dropout=0,
-    learning_rate=0.01,
-    warmup_ratio=0,
-    batch_size=4,
-    epochs=8,
-    checkpoint_every=100,
-    precision="float32",
-)
 WAYS = ("តើមេឃពណ៌អ្វី?", "មេឃមានពណ៌អ្វី?", "ប្រាប់ខ្ញុំពីពណ៌មេឃ", "ពណ៌មេឃ?")
 
 
@@ -41,7 +30,7 @@ def folders(tmp_path_factory):
     spec = sft.Spec(
         base=model,
         chats=folder / "chats",
-        settings=SETTINGS,
+        settings=FINETUNING,
         context_length=64,
         seed=1,
     )
