@@ -11,19 +11,20 @@ LLAMA_CPP_PYTHON_VERSION := 0.3.36
 
 .PHONY: run stop test install clean
 
-# llama.cpp, which is compiled, and vLLM are needed last, so both are built while the graph runs. Each build holds a lock
-# on its environment's folder: who needs it before it is there waits for it.
-run: $(VENV)/.done
+# llama.cpp, which is compiled, and vLLM are needed last, so both are built while the main environment is and while the
+# graph runs. Each build holds a lock on its environment's folder: who needs it before it is there waits for it.
+run: $(VENV)/.created
 	@nice -n 19 $(MAKE) --no-print-directory -k -j2 $(VENV)/.llama_cpp $(VLLM_VENV)/.done >$(VENV)/build.log 2>&1 &
+	@$(MAKE) --no-print-directory $(VENV)/.done
 	@$(VENV)/bin/khmer run
 
 stop:
 	@$(VENV)/bin/khmer stop
 
-# Tests that train run beside each other: threads that wait must not spin.
-test: export OMP_WAIT_POLICY := passive
+# Tests that train run beside each other: threads that wait must soon sleep.
+test: export GOMP_SPINCOUNT := 10000
 test:
-	$(MAKE) --no-print-directory -j2 $(VENV)/.dev $(VLLM_VENV)/.done
+	$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(VLLM_VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist loadfile
@@ -31,13 +32,16 @@ test:
 
 # Each environment is built once, and again when what it is made from changes.
 install:
-	$(MAKE) --no-print-directory -j2 $(VENV)/.llama_cpp $(VLLM_VENV)/.done
+	$(MAKE) --no-print-directory -j3 $(VENV)/.done $(VENV)/.llama_cpp $(VLLM_VENV)/.done
 
-$(VENV)/.done: pyproject.toml
+$(VENV)/.created:
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python. On Debian: apt-get install g++"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it with make PYTHON=..."; exit 1; }
-	@echo "Building the main environment (a few minutes)"
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.done: $(VENV)/.created pyproject.toml
+	@echo "Building the main environment (a few minutes)"
 	$(VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
 	$(VENV)/bin/pip install --quiet setuptools wheel ninja
 	@# it is built against the torch that is there
@@ -45,12 +49,15 @@ $(VENV)/.done: pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.llama_cpp: $(VENV)/.done
+# Alone, for another pip installs what else it needs at the same time; without what is not used: half of the compiling.
+$(VENV)/.llama_cpp: $(VENV)/.created Makefile
 	@echo "Compiling llama-cpp-python"
-	@flock $(VENV) $(VENV)/bin/pip install --quiet llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION)
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' >$(VENV)/llama.cmake
+	@CMAKE_ARGS="$$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/$(VENV)/llama.cmake" \
+	    flock $(VENV) $(VENV)/bin/pip install --quiet --no-deps llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION) diskcache
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.llama_cpp
+$(VENV)/.dev: $(VENV)/.done $(VENV)/.llama_cpp
 	@echo "Adding what the tests and the benchmarks need"
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@

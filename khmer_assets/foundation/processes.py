@@ -20,8 +20,9 @@ from khmer_assets.foundation.launcher import identity_of
 PORTS_TRIED = 200
 
 
-# OpenMP's threads spin while they wait for each other; two that do so on cores which others use train six times slower.
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
+# OpenMP's threads spin while they wait for each other, which halves the speed of training on cores that others use too;
+# if they sleep at once, it is a quarter slower on cores that none does. So they spin for microseconds, then sleep.
+PATIENT_THREADS = {"GOMP_SPINCOUNT": "10000"}
 
 
 class PortInUse(Exception):

@@ -1,6 +1,8 @@
 """The embedded chats: those written by hand in `sample/chats.jsonl`, and those composed from the sample's facts."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -13,9 +15,10 @@ from khmer_assets.sample.composition import Answered, Fact
 
 # Of the composed chats:
 LONGER_SHARE = 0.05  # two turns, where the second question leans on the first
-SPOKEN_TO_SHARE = 0.32  # what is written by hand, said to somebody or in a frame
+REWORDED_SHARE = 0.34  # what is written by hand, in other words
 UNKNOWN_SHARE = 0.12  # what the model is not made for
-LOWERED_SHARE = 0.2  # as many people type: without capitals
+LOWERED_SHARE = 0.3  # as many people type: without capitals
+RESPELLED_SHARE = 0.3  # with other usual spellings
 UNMARKED_SHARE = 0.2  # without the mark at the end
 
 
@@ -43,8 +46,8 @@ def compose_chats(count: int, seed: int) -> pl.LazyFrame:
     longer = int(count * LONGER_SHARE)
     asked = [
         one
-        for some, share in ((composition.spoken_to(), SPOKEN_TO_SHARE), (composition.unknown(), UNKNOWN_SHARE))
-        for one in rng.sample(some, min(len(some), int(count * share)))
+        for said, share in ((composition.reworded(), REWORDED_SHARE), (composition.unknown(), UNKNOWN_SHARE))
+        for one in _in_turn(said, int(count * share), rng)
     ]
     about_facts = _questions(rng)
     if count - longer - len(asked) > len(about_facts):
@@ -60,7 +63,24 @@ def compose_chats(count: int, seed: int) -> pl.LazyFrame:
     return pl.LazyFrame([{**row, "id": f"composed-{n}"} for n, row in enumerate(rows, 1)], schema=NEW_CHAT)
 
 
+def _in_turn(said: Iterable[Sequence[Answered]], count: int, rng: Random) -> list[Answered]:
+    """`count` of what is said, fewer where there are no more: of each thing one way (or as many as its weight says),
+    then a second, and so on."""
+    shuffled = [rng.sample(ways, len(ways)) for ways in said]
+    rng.shuffle(shuffled)
+    in_turn = (
+        way
+        for turn in range(max(map(len, shuffled)))
+        for ways in shuffled
+        for way in ways[turn * ways[0].weight : (turn + 1) * ways[0].weight]
+    )
+    return [*islice(in_turn, count)]
+
+
 def _as_typed(question: str, rng: Random) -> str:
+    if rng.random() < RESPELLED_SHARE:
+        for word, others in composition.knowledge()["spellings"].items():
+            question = question.replace(word, rng.choice(others))
     if rng.random() < LOWERED_SHARE:
         question = question.lower()
     return question.rstrip("?") if rng.random() < UNMARKED_SHARE else question

@@ -8,8 +8,9 @@
 | vocabulary | a sentence of which words are explained | word, level and meaning, in Khmer or English |
 | dialogue | a word | questions and answers about it, in Khmer or English |
 
-A word's level is told by how often it is used: A1 where at least one sentence of a hundred that can be composed holds
-it, A2 one of 300, B1 one of 1,000, else B2. Errors and reasons are those of `tutor_tasks.py`, which has wordings of
+The sentences are the facts that the sample knows: a model that small corrects what it could say itself. A word's level
+is told by how often it is used: A1 where at least one sentence of a hundred holds it, A2 one of 300, B1 one of 1,000,
+else B2. Errors and reasons are those of `tutor_tasks.py`, which has wordings of
 its own for people; these chats are what programs ask.
 """
 
@@ -29,7 +30,7 @@ from khmer_assets.foundation.settings import Settings
 from khmer_assets.foundation.yaml_files import read_yaml
 from khmer_assets.instructions.chats import NEW_CHAT, new_chat
 from khmer_assets.instructions.grammar_errors import Error, rarest_error, shuffled
-from khmer_assets.instructions.tutor_tasks import BEST, COSTS, explained, good_sentences
+from khmer_assets.instructions.tutor_tasks import BEST, COSTS, explained
 from khmer_assets.instructions.tutor_tasks import wording as reasons
 from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.khmer.script import Language
@@ -37,7 +38,7 @@ from khmer_assets.sample import composition
 
 Task = Literal["fluency", "grammar", "explanation", "vocabulary", "dialogue"]
 SHARES: dict[Task, int] = {"grammar": 6, "explanation": 4, "fluency": 4, "vocabulary": 4, "dialogue": 2}  # of 20 chats
-TEXTS, TEXTS_A_CHAT = 6_000, 10  # that are composed for their sentences, at most
+ROUNDS = 8  # of errors that are made in each sentence, at most
 LEVELS = (("A1", 1 / 100), ("A2", 1 / 300), ("B1", 1 / 1_000), ("B2", 0.0))
 ENGLISH_SHARE, RIGHT_SHARE = 0.25, 0.15  # of the sentences; of those that are to be corrected
 WORDS = 2  # of a sentence that are explained at most, so that the answer fits a small model's context
@@ -66,13 +67,13 @@ def wording() -> dict[str, Any]:
 def tutor_chats(settings: EmbeddedTutor, source: str, normalization: Normalization, seed: int) -> pl.LazyFrame:
     """The chats as `NEW_CHAT`, the same for the same seed; fewer than asked for where the rules find no more."""
     rng = Random(seed)
-    good = _sentences(min(TEXTS, TEXTS_A_CHAT * settings.chats), seed)
+    good = _sentences(rng)
     lexicon = _lexicon([sentence for sentence, language in good if language == "khm"])
     made: dict[Task, Iterator[Row]] = {
-        "fluency": _with_errors(_fluency, good[0::4], rng),
-        "grammar": _with_errors(_grammar, good[1::4], rng),
-        "explanation": _with_errors(_explanation, good[2::4], rng),
-        "vocabulary": _vocabulary(lexicon, good[3::4]),
+        "fluency": _with_errors(_fluency, good, rng),
+        "grammar": _with_errors(_grammar, good, rng),
+        "explanation": _with_errors(_explanation, good, rng),
+        "vocabulary": _vocabulary(lexicon, good),
         "dialogue": _dialogues(rng),
     }
     rows = []
@@ -106,21 +107,19 @@ def _chat(source: str, task: Task, row: Row) -> Row:
     return new_chat(f"{source}-{task}-{identity}", source, language, "tutor", turns, system_prompt(task, **asked), task)
 
 
-def _sentences(texts: int, seed: int) -> list[tuple[str, Language]]:
-    """Short good sentences that the sample can compose, each once."""
-    rng = Random(seed)
-    composed = [
-        composition.compose_text(rng, "eng" if rng.random() < ENGLISH_SHARE else "khm")[1] for _ in range(texts)
-    ]
-    everyday = (composition.SAMPLE / "everyday_sentences.txt").read_text(encoding="utf-8")
-    good = good_sentences([*composed, everyday], 4 * TEXTS, seed)
-    return [(sentence, language) for sentence, language in good if len(sentence) <= LONGEST]
+def _sentences(rng: Random) -> list[tuple[str, Language]]:
+    """What the sample knows, a short sentence each."""
+    known = {fact.answer: fact.language for fact in composition.facts() if len(fact.answer) <= LONGEST}
+    return rng.sample([*known.items()], len(known))
 
 
 def _with_errors(make: Any, good: Sequence[tuple[str, Language]], rng: Random) -> Iterator[Row]:
     used: Counter[str] = Counter()  # so that rules that seldom apply are not lost beside those that always do
-    for sentence, language in good:
-        if (row := make(sentence, language, rng, used)) is not None:
+    made = set()
+    for sentence, language in ROUNDS * good:
+        row = make(sentence, language, rng, used)
+        if row is not None and row["text"] not in made:
+            made.add(row["text"])
             yield {"language": language, "asked": {}, **row}
 
 
@@ -204,18 +203,18 @@ def _known_words(sentence: str, known: Any) -> list[tuple[str, int]]:
 
 def _vocabulary(lexicon: dict[str, Row], good: Sequence[tuple[str, Language]]) -> Iterator[Row]:
     """Sentences with words that the sample can explain, those in which rarer words stand first."""
-    for number, (sentence, language) in enumerate(good):
+    for sentence, language in good:
         known = [word for word, _ in _known_words(sentence, lexicon.keys())] if language == "khm" else []
         if not known:
             continue
         hard = sorted(known, key=lambda word: lexicon[word]["level"], reverse=True)[:WORDS]
-        key, name = ("en", "English") if number % 3 == 0 else ("km", "Khmer")
-        words = [
-            {"word": word, "level": lexicon[word]["level"], "meaning": lexicon[word][key]}
-            for word in known
-            if word in hard
-        ]
-        yield {"text": sentence, "asked": {"language": name}, "answer": {"words": words}}
+        for key, name in (("km", "Khmer"), ("en", "English")):
+            words = [
+                {"word": word, "level": lexicon[word]["level"], "meaning": lexicon[word][key]}
+                for word in known
+                if word in hard
+            ]
+            yield {"text": sentence, "asked": {"language": name}, "answer": {"words": words}}
 
 
 def _dialogues(rng: Random) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.khmer.script import Language
 from khmer_assets.khmer.utterances import hash_of_conversation
 
-VERSION = 5
+VERSION = 6
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
@@ -33,6 +33,7 @@ _ENGLISH_MONTHS = (
 _ENGLISH_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
              "twelfth")  # fmt: skip
+_ENGLISH_NUMBERS = ("one", "two", "three", "four", "five")
 _DAYS = ("31", "28 or 29", "31", "30", "31", "30", "31", "31", "30", "31", "30", "31")
 _SPELLED = (*range(1, 21), 30, 40, 50, 60, 70, 80, 90, 100)  # numbers that are asked about in words
 # What is asked about is little enough for a model of a few million parameters to learn in minutes.
@@ -86,7 +87,7 @@ def facts() -> tuple[Fact, ...]:
             task.get("weight", 1),
         )
         for number, task in enumerate(knowledge()["tasks"])
-        for ways in [list(dict.fromkeys(way for pattern in task["questions"] for way in wordings(pattern)))]
+        for ways in [all_wordings(task["questions"])]
         for row in tables[task["table"]]
     )
 
@@ -100,13 +101,18 @@ def wordings(pattern: str) -> list[str]:
     return [way for chosen in choice[1].split("|") for way in wordings(before + chosen + after)]
 
 
+def all_wordings(patterns: Iterable[str]) -> list[str]:
+    """The wordings of all patterns, each once."""
+    return list(dict.fromkeys(way for pattern in patterns for way in wordings(pattern)))
+
+
 def compose_text(rng: Random, language: Language) -> tuple[str, str]:
     """A category and a text: questions with their answers, facts of one kind, or a scene of everyday life."""
     draw = rng.random()
     if draw < 0.5:
         about = rng.choices(*_asked_facts(language), k=rng.randint(2, 4))
         asked = [_question_and_answer(rng, fact) for fact in about]
-        asked += rng.sample(_other_questions_and_answers(language), rng.randint(2, 3))
+        asked += [rng.choice(ways) for ways in rng.sample(_other_questions_and_answers(language), rng.randint(2, 3))]
         return "questions", "\n\n".join(rng.sample(asked, len(asked)))
     if draw < 0.7:
         category = rng.choice(facts()).category
@@ -121,42 +127,55 @@ def compose_text(rng: Random, language: Language) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Answered:
-    """Something that a user says, and the one answer to it."""
+    """Something that a user says, and the one answer to it. It is said `weight` times as often as others."""
 
     category: str
     language: Language
     question: str
     answer: str
+    weight: int = 1
 
 
 @cache
 def written() -> tuple[tuple[Answered, ...], ...]:
     """What is asked in the chats that are written by hand (`chats.jsonl`): the ways of saying one thing together."""
-    entries = map(json.loads, WRITTEN_CHATS.read_text(encoding="utf-8").splitlines())
     return tuple(
-        tuple(Answered(e["category"], e["language"], question, e["answer"]) for question in e["questions"])
-        for e in entries
+        tuple(replace(one, question=way) for way in patterns if wordings(way) == [way]) for one, patterns in _entries()
     )
 
 
 @cache
-def spoken_to() -> tuple[Answered, ...]:
-    """What is written by hand, said to somebody (greetings, thanks) or in a polite frame (questions)."""
-    said = [*itertools.chain(*written())]
-    found: dict[str, Answered] = {}  # the same words but for their marks are said once
-    for one in said:
-        if one.question.endswith("?"):
-            ways = framed(one.question, one.language)
-        elif one.category in ("greeting", "thanks", "farewell"):
-            said_plainly = one.question.rstrip("!។.")
-            spaces = ("", " ") if one.language == "khm" else (" ",)  # Khmer is written without, and by many with
-            ways = [f"{said_plainly}{space}{who}" for who in knowledge()["addresses"][one.language] for space in spaces]
-        else:
-            ways = []
-        for way in ways:
-            found.setdefault(hash_of_question(way), replace(one, question=way))
-    known = {hash_of_question(one.question) for one in said}
-    return tuple(one for digest, one in found.items() if digest not in known)
+def reworded() -> tuple[tuple[Answered, ...], ...]:
+    """Other ways of saying what is written by hand, those of one thing together: the wordings of its patterns, and what
+    is written said to somebody (greetings, thanks) or in a polite frame (questions)."""
+    known = {hash_of_question(one.question) for one in itertools.chain(*written())}
+    found = []
+    for (one, patterns), said in zip(_entries(), written(), strict=True):
+        ways = []
+        for way in (*all_wordings(patterns), *(way for plain in said for way in _politely(plain))):
+            if (digest := hash_of_question(way)) not in known:  # the same words but for their marks are said once
+                known.add(digest)
+                ways.append(replace(one, question=way))
+        found.append(tuple(ways))
+    return tuple(found)
+
+
+def _entries() -> list[tuple[Answered, list[str]]]:
+    """The lines of `chats.jsonl`: what has no question yet, and the patterns of its questions."""
+    entries = map(json.loads, WRITTEN_CHATS.read_text(encoding="utf-8").splitlines())
+    return [
+        (Answered(e["category"], e["language"], "", e["answer"], e.get("weight", 1)), e["questions"]) for e in entries
+    ]
+
+
+def _politely(one: Answered) -> list[str]:
+    if one.question.endswith("?"):
+        return framed(one.question, one.language)
+    if one.category not in ("greeting", "thanks", "farewell"):
+        return []
+    said_plainly = one.question.rstrip("!។.")
+    spaces = ("", " ") if one.language == "khm" else (" ",)  # Khmer is written without, and by many with
+    return [f"{said_plainly}{space}{who}" for who in knowledge()["addresses"][one.language] for space in spaces]
 
 
 def hash_of_question(question: str) -> str:
@@ -173,14 +192,14 @@ def framed(question: str, language: Language) -> list[str]:
 
 
 @cache
-def unknown() -> tuple[Answered, ...]:
-    """Requests that the model is not made for, with the answer that says so."""
+def unknown() -> tuple[tuple[Answered, ...], ...]:
+    """Requests that the model is not made for, those of a form together, with the answer that says so."""
     return tuple(
-        Answered("unknown", language, request, requests["answer"])
+        tuple(Answered("unknown", language, request, requests["answer"]) for request in alike)
         for language, requests in knowledge()["unknown"].items()
-        for request in (
-            *requests["alone"],
-            *(form.format(thing) for form in requests["forms"] for thing in requests["things"]),
+        for alike in (
+            all_wordings(requests["alone"]),
+            *([form.format(thing) for thing in requests["things"]] for form in requests["forms"]),
         )
     )
 
@@ -199,13 +218,16 @@ def _question_and_answer(rng: Random, fact: Fact) -> str:
 
 
 @cache
-def _other_questions_and_answers(language: Language) -> list[str]:
-    """What is said that asks no fact, each with its answer in the next line, if no held-out chat has it."""
-    return [
-        f"{one.question}\n{one.answer}"
-        for one in (*itertools.chain(*written()), *spoken_to(), *unknown())
-        if one.language == language and _never_held_out(one.question, one.answer)
+def _other_questions_and_answers(language: Language) -> list[list[str]]:
+    """What is said that asks no fact, each with its answer in the next line, if no held-out chat has it: the ways of
+    saying one thing together."""
+    said = [(*plain, *other) for plain, other in zip(written(), reworded(), strict=True)]
+    found = [
+        [f"{one.question}\n{one.answer}" for one in ways if _never_held_out(one.question, one.answer)]
+        for ways in (*said, *unknown())
+        if ways[0].language == language
     ]
+    return [ways for ways in found if ways]
 
 
 def _never_held_out(question: str, answer: str) -> bool:
@@ -256,10 +278,13 @@ def _tables(rows: int | None = None) -> dict[str, list[dict[str, str]]]:
     ]
     tables["weekdays"] = list(_cycle(WEEKDAYS, _ENGLISH_WEEKDAYS))
     tables["numbers"] = [{"number": number, "words": number_to_words(number)} for number in _SPELLED]
-    tables["sums"] = [{"a": a, "b": b, "sum": a + b} for a, b in itertools.product(_SUMMED, _SUMMED)]
-    tables["differences"] = [
-        {"a": a, "b": b, "difference": a - b} for a, b in itertools.product(_SUMMED, _SUMMED) if a >= b
-    ]
+    pairs = [
+        {"a": a, "b": b, "a_words": number_to_words(a), "b_words": number_to_words(b),
+         "a_en": _ENGLISH_NUMBERS[a - 1], "b_en": _ENGLISH_NUMBERS[b - 1]}
+        for a, b in itertools.product(_SUMMED, _SUMMED)
+    ]  # fmt: skip
+    tables["sums"] = [{**pair, "sum": pair["a"] + pair["b"]} for pair in pairs]
+    tables["differences"] = [{**pair, "difference": pair["a"] - pair["b"]} for pair in pairs if pair["a"] >= pair["b"]]
     tables["comparisons"] = [
         {"a": a, "b": b, "larger": max(a, b), "smaller": min(a, b)} for a, b in itertools.permutations(_SUMMED, 2)
     ]
