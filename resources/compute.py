@@ -20,10 +20,12 @@ from typing import IO, Any
 import dagster as dg
 from pydantic import BaseModel
 
+from khmer_assets.foundation import environments
 from khmer_assets.foundation.files import remove_unused
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.foundation.processes import PATIENT_THREADS, how_it_ended
 from khmer_assets.foundation.settings import digest_of
+from khmer_assets.foundation.workers import cores
 from resources.payload import FIGURES, REFUSAL
 
 LAUNCH_VARIABLE = "KHMER_LAUNCH"
@@ -89,6 +91,13 @@ class Compute(dg.ConfigurableResource):
             remove_unused(work)  # at once: what is half removed must not be taken for what is half made
 
 
+def _a_core_for_builds() -> dict[str, str]:
+    """What leaves a core to the environments that `make run` still builds: they are waited for in the end, and threads
+    that share a core with them hold up the others."""
+    building = any(map(environments.is_being_built, (environments.MAIN, environments.VLLM)))
+    return {"OMP_NUM_THREADS": str(cores() - 1)} if building and cores() > 1 else {}
+
+
 def _run_in_child(
     context: dg.AssetExecutionContext,
     command: list[str],
@@ -109,7 +118,7 @@ def _run_in_child(
         process = subprocess.Popen(
             command,
             cwd=PROJECT,
-            env={**PATIENT_THREADS, **os.environ, **env, **session.get_bootstrap_env_vars()},
+            env={**PATIENT_THREADS, **_a_core_for_builds(), **os.environ, **env, **session.get_bootstrap_env_vars()},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

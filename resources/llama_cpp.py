@@ -1,16 +1,14 @@
 """llama.cpp as a library: it quantizes, and scores GGUF files. Its server is another package's."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
-from khmer_assets.foundation.environments import wait_until_built
+from khmer_assets.foundation import environments
 from resources.payload import Refusal
 
 
 def llama_cpp() -> Any:
     """The module of llama-cpp-python, which `make run` compiles while the graph runs. Raises `Refusal` without it."""
-    wait_until_built(Path(sys.prefix))
+    environments.wait_until_built(environments.MAIN)
     try:
         import llama_cpp
     except ModuleNotFoundError:

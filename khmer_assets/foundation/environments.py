@@ -2,15 +2,34 @@
 
 import fcntl
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
+
+from khmer_assets.foundation.home import PROJECT
+
+MAIN = Path(sys.prefix)
+VLLM = PROJECT / ".venv-vllm"
 
 
 def wait_until_built(environment: Path) -> None:
     """Wait for as long as a build holds the lock of the environment's folder."""
+    _lock_and_release(environment, fcntl.LOCK_SH)
+
+
+def is_being_built(environment: Path) -> bool:
+    """Whether a build holds the lock of the environment's folder."""
+    try:
+        _lock_and_release(environment, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _lock_and_release(environment: Path, how: int) -> None:
     with suppress(FileNotFoundError):
         folder = os.open(environment, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_SH)
+            fcntl.flock(folder, how)
         finally:
             os.close(folder)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from khmer_assets.foundation.environments import wait_until_built
-from khmer_assets.foundation.home import PROJECT
+from khmer_assets.foundation import environments
 from khmer_assets.server.kept_models import kept_model
 from khmer_assets.server.keys import engine_key
 from khmer_assets.server.refusals import Refused
@@ -20,7 +19,6 @@ from khmer_assets.server.requests import Body, Chat
 from khmer_assets.server.state import AdapterVersion, ModelServerError, ModelVersion
 
 VLLM_PYTHON_VARIABLE = "KHMER_VLLM_PYTHON"
-ENVIRONMENT = PROJECT / ".venv-vllm"
 # What makes answers fit a schema. vLLM's own choice, xgrammar, took 216 s to compile 30 bounds on the lengths of texts
 # (a vocabulary of 49,152; one core), and others wait meanwhile; llguidance took 3 ms. Without the second, small models
 # write spaces for ever.
@@ -117,8 +115,10 @@ def vllm_environment() -> tuple[Path, bool]:
 
     Raises `ModelServerError` when there is none.
     """
-    python = Path(os.environ.get(VLLM_PYTHON_VARIABLE) or ENVIRONMENT / "bin" / "python")
-    wait_until_built(ENVIRONMENT)  # `make run` builds it while the graph runs
+    named = os.environ.get(VLLM_PYTHON_VARIABLE)
+    python = Path(named) if named else environments.VLLM / "bin" / "python"
+    if not named:
+        environments.wait_until_built(environments.VLLM)  # `make run` builds it while the graph runs
     remedy = f"build vLLM's environment with `make install`, or let {VLLM_PYTHON_VARIABLE} name a Python that has vLLM"
     if not python.is_file():
         raise ModelServerError(f"{python}: no such file; {remedy}")

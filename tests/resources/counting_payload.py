@@ -28,4 +28,4 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         counter.write_text(str(number + 1))
         run.log(f"counted {number + 1}")
     (run.output / "count.txt").write_text(str(spec.until))
-    return {"started_at": start, "process": os.getpid()}
+    return {"started_at": start, "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}

@@ -1,5 +1,6 @@
 """Heavy work in a child process: what it reports arrives, what it leaves behind is resumed, what kills it is told."""
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import dagster as dg
 import psutil
 import pytest
 
+from khmer_assets.foundation import environments
 from khmer_assets.foundation.home import PROJECT
 from resources.compute import Compute
 from resources.storage import FoldersIOManager, MissingArtifact, Store
@@ -43,6 +45,18 @@ def test_figures_become_metadata_and_the_output_becomes_the_artifact(tmp_path):
     assert metadata["started_at"].value == 0
     assert metadata["peak_memory_mb"].value > 0
     assert (Store(str(tmp_path / "store"), tmp_path).current("counted") / "count.txt").read_text() == "2"
+
+
+def test_a_core_is_left_to_environments_that_are_still_built(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environments, "VLLM", tmp_path)
+    monkeypatch.setattr("resources.compute.cores", lambda: 4)
+    builder = os.open(tmp_path, os.O_RDONLY)
+    for built, threads in ((False, "3"), (True, "all")):
+        fcntl.flock(builder, fcntl.LOCK_UN if built else fcntl.LOCK_EX)
+        result = count(tmp_path, counting_payload.Spec(until=1 + built))
+        assert result.asset_materializations_for_node("counted")[0].metadata["threads"].value == threads
+    os.close(builder)
 
 
 def test_a_refusal_is_told_in_the_payloads_own_words(tmp_path):
