@@ -19,6 +19,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -116,7 +117,7 @@ def _sentences(rng: Random) -> list[tuple[str, Language]]:
 def _with_errors(make: Any, good: Sequence[tuple[str, Language]], rng: Random) -> Iterator[Row]:
     used: Counter[str] = Counter()  # so that rules that seldom apply are not lost beside those that always do
     made = set()
-    for sentence, language in ROUNDS * good:
+    for sentence, language in chain.from_iterable(repeat(good, ROUNDS)):
         row = make(sentence, language, rng, used)
         if row is not None and row["text"] not in made:
             made.add(row["text"])

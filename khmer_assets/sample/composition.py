@@ -279,12 +279,12 @@ def _tables(rows: int | None = None) -> dict[str, list[dict[str, str]]]:
     tables["weekdays"] = list(_cycle(WEEKDAYS, _ENGLISH_WEEKDAYS))
     tables["numbers"] = [{"number": number, "words": number_to_words(number)} for number in _SPELLED]
     pairs = [
-        {"a": a, "b": b, "a_words": number_to_words(a), "b_words": number_to_words(b),
-         "a_en": _ENGLISH_NUMBERS[a - 1], "b_en": _ENGLISH_NUMBERS[b - 1]}
+        (a, b, {"a": a, "b": b, "a_words": number_to_words(a), "b_words": number_to_words(b),
+                "a_en": _ENGLISH_NUMBERS[a - 1], "b_en": _ENGLISH_NUMBERS[b - 1]})
         for a, b in itertools.product(_SUMMED, _SUMMED)
     ]  # fmt: skip
-    tables["sums"] = [{**pair, "sum": pair["a"] + pair["b"]} for pair in pairs]
-    tables["differences"] = [{**pair, "difference": pair["a"] - pair["b"]} for pair in pairs if pair["a"] >= pair["b"]]
+    tables["sums"] = [{**pair, "sum": a + b} for a, b, pair in pairs]
+    tables["differences"] = [{**pair, "difference": a - b} for a, b, pair in pairs if a >= b]
     tables["comparisons"] = [
         {"a": a, "b": b, "larger": max(a, b), "smaller": min(a, b)} for a, b in itertools.permutations(_SUMMED, 2)
     ]
