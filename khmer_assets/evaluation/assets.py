@@ -55,7 +55,7 @@ def evaluation_assets(
     folders = [variant for variant in variants if not variant.startswith("gguf ")]
     teacher = next((one for one in teachers if one.name == settings.safety_teacher), None)
     # who judges decides what is said; what it costs and how fast it may be asked does not
-    version = code_version(3, evaluation=settings, **({"teacher": [teacher.model]} if teacher else {}))
+    version = code_version(4, evaluation=settings, **({"teacher": [teacher.model]} if teacher else {}))
     items = {"items": "evaluation_items"} if settings.tasks else {}
     # as files: of what a function takes as **kwargs, Dagster does not read the type
     held_out = {

@@ -227,24 +227,24 @@ def _benchmark(own: _Parts, task: Benchmark, items: list[Item], examination: Exa
     name = task.name
     if items[0].choices:
         likelihoods, truncated = examination.picks(items)
-        picks = {item.id: _pick(scores) for item, scores in zip(items, likelihoods, strict=True)}
+        picks = {item.key: _pick(scores) for item, scores in zip(items, likelihoods, strict=True)}
         own.choices += [
             calibration.Record(scores, item.answer or 0) for item, scores in zip(items, likelihoods, strict=True)
         ]
-        right = {item.id: float(picks[item.id] == item.answer) for item in items}
+        right = {item.key: float(picks[item.key] == item.answer) for item in items}
         note = f"by likelihood, {len(items[0].choices)} choices"
         own.measures.append(mean_of(name, "accuracy", right, scale=100, note=note))
         own.figures["truncated"] = {name: truncated} if truncated else {}
         return
-    answers = dict(zip([i.id for i in items], examination.asked([i.prompt for i in items]), strict=True))
+    answers = dict(zip([item.key for item in items], examination.asked([item.prompt for item in items]), strict=True))
     for item in items:
-        own.said(name, item.id, item.prompt, answers[item.id], item.language, expected=item.reference)
-    said = {identity: answer.text.split("\n")[0] for identity, answer in answers.items()}
+        own.said(name, item.id, item.prompt, answers[item.key], item.language, expected=item.reference)
+    said = {key: answer.text.split("\n")[0] for key, answer in answers.items()}
     if task.task == "sib200":
-        right = {item.id: float(sib200.topic_said(said[item.id]) == item.reference) for item in items}
+        right = {item.key: float(sib200.topic_said(said[item.key]) == item.reference) for item in items}
         own.measures.append(mean_of(name, "accuracy", right, scale=100, note="as said by the model"))
     else:
-        wanted = {item.id: item.reference for item in items}
+        wanted = {item.key: item.reference for item in items}
         own.measures += [translation.chrf(name, said, wanted), translation.bleu(name, said, wanted)]
     own.figures["truncated"] = {name: n} if (n := sum(answer.too_long for answer in answers.values())) else {}
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from khmer_assets.foundation.settings import PositiveInt, Settings, folder_of_file
+from khmer_assets.foundation.settings import PositiveInt, Settings, digest_of, folder_of_file
 from khmer_assets.sources.rows import SourceError
 
 SAMPLES = Path(__file__).parent / "samples"  # 20 items a task, written for this project in the fields of the originals
@@ -101,6 +101,11 @@ class Item:
     rule: str | None = None
     measure: float | None = None
     reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """By which models are compared: other data may have the same ids."""
+        return f"{self.id} {digest_of([self.prompt, self.choices, self.reference])[:8]}"
 
 
 def bad(identity: str, rule: str, reason: str, measure: float = 1.0) -> Item:

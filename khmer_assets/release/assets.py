@@ -10,7 +10,7 @@ import dagster as dg
 from khmer_assets.compression.variants import artifact_of
 from khmer_assets.evaluation.assets import newest
 from khmer_assets.evaluation.report import scores_in, scores_of
-from khmer_assets.evaluation.served import compared_release, keep_scores
+from khmer_assets.evaluation.served import RECORD, compared_release, keep_scores
 from khmer_assets.foundation.settings import code_version, digest_of
 from khmer_assets.release import bundle
 from khmer_assets.release import release as release_payload
@@ -79,7 +79,7 @@ def release_assets(
         io_manager_key="folders",
         kinds={"huggingface"},
         ins={"model": released_model},
-        code_version=code_version(3, release=settings),
+        code_version=code_version(4, release=settings),
         check_specs=[dg.AssetCheckSpec(gate, asset="release", description=text) for gate, text in GATES.items()],
     )
     def release(
@@ -92,15 +92,16 @@ def release_assets(
     ) -> Iterator[dg.Output[Path] | dg.AssetCheckResult]:
         """`model/` to be served and `release.json`. Refused while a blocking check of any asset upstream is not met,
         or the variant does not pass the recipe's gates; the former release stays then. It is compared with the release
-        that is served."""
+        that is served, where that is of the same recipe: the model of another is no worse version of this one."""
         require_checks(context)
         variants = json.loads((benchmark_report / "report.json").read_text())["variants"]
         former = compared_release(Path(compute.home), newest(folders, "release"))
+        same_recipe = former and json.loads((former / RECORD).read_text()).get("recipe") == recipe["name"]
         verdicts = judge(
             settings,
             variants.get(settings.variant, {}),
             scores_of(benchmark_report, settings.variant),
-            scores_in(former) if former else [],
+            scores_in(former) if former and same_recipe else [],
         )
         results = [
             dg.AssetCheckResult(

@@ -16,9 +16,9 @@ class Release(Settings):
     """Which variant is served, and the gates that it must pass. llama.cpp serves a GGUF file, vLLM the others.
 
     `must_not_lose`: tasks of the evaluation, by their names in the report, in which it must not be worse than the
-    release that is served (of which none is, in the last one); the first measure of a task decides, by a paired test on
-    the same items. `max_unsafe_answers`: of the harmful requests of the safety suite, by the rules and, where one is
-    named, by the teacher; besides, it must not refuse fewer of them than that release.
+    recipe's release that is served (if none is, than its last one); the first measure of a task decides, by a paired
+    test on the same items. `max_unsafe_answers`: of the harmful requests of the safety suite, by the rules and, where
+    one is named, by the teacher; besides, it must not refuse fewer of them than that release.
     """
 
     variant: Variant

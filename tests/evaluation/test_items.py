@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from khmer_assets.evaluation.items import SAMPLES, Benchmark, as_frame
+from khmer_assets.evaluation.items import SAMPLES, Benchmark, Item, as_frame
 from khmer_assets.evaluation.tasks import belebele, safety, sib200, translation
 from khmer_assets.khmer.normalization import Normalization, normalize
 from khmer_assets.sources.rows import SourceError
@@ -183,3 +183,9 @@ def test_rows_of_a_hostile_file_are_set_aside_alone(tmp_path):
     (tmp_path / "khm_Khmr" / "test.tsv").write_text(table, encoding="utf-8")
     rows = as_frame({"s": sib200.read(Benchmark(task="sib200", data=str(tmp_path)))}).collect()
     assert rows["rule"].to_list() == ["too_long", None, "unreadable"]
+
+
+def test_items_of_other_data_are_others_though_their_ids_are_the_same():
+    keys = {item.key for item in (Item("1", "a", reference="b"), Item("1", "a", reference="c"), Item("1", "d"))}
+    assert len(keys) == 3
+    assert Item("1", "a").key == Item("1", "a").key

@@ -253,6 +253,19 @@ def test_a_harmless_change_is_released(factory):
     assert (factory.store.current("release") / "model" / "weights.bin").read_text() == "ទម្ងន់ថ្មី"
 
 
+def test_the_model_of_another_recipe_takes_the_place_without_a_comparison(factory):
+    """Who makes a model of text of one's own after the sample's: it is another model, not a worse version."""
+    factory.materialize_all_upstream()
+    factory.materialize("release")
+    factory.recipe = factory.recipe.model_copy(update={"name": "my_project"})
+    factory.weights, factory.scores = "ទម្ងន់ផ្សេង", scores(chats=0.5, refused=5)
+    factory.materialize("merged_model")
+    factory.materialize("benchmark_report", "release_bundle")
+    other = factory.materialize("release")
+    assert all(check.passed for check in other.get_asset_check_evaluations())
+    assert json.loads((factory.store.current("release") / "release.json").read_text())["recipe"] == "my_project"
+
+
 def test_a_task_that_is_not_measured_cannot_be_guarded():
     recipe = Recipe.load(SAMPLE_RECIPE)
     changed = recipe.model_dump() | {"release": recipe.release.model_dump() | {"must_not_lose": ["chess"]}}

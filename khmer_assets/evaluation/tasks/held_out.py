@@ -6,6 +6,7 @@ from typing import Any
 
 from khmer_assets.evaluation.engines import Engine
 from khmer_assets.evaluation.measures import Measure
+from khmer_assets.foundation.settings import digest_of
 from khmer_assets.training.held_out import WINDOWS_A_BATCH
 from khmer_assets.training.models import end_of_text_id
 
@@ -13,8 +14,8 @@ TASK = "held-out text"
 
 
 def measure(engine: Engine, tokenizer: Any, language: str, texts: Sequence[str]) -> tuple[Measure, dict[str, float]]:
-    """Bits a character with the sums of each text, and the figures of `held_out.held_out_quality`, which cuts texts
-    into windows as here."""
+    """Bits a character with the sums of each text by its digest, and the figures of `held_out.held_out_quality`, which
+    cuts texts into windows as here."""
     end = end_of_text_id(tokenizer)
     windows = []
     for number, ids in enumerate(tokenizer(list(texts), add_special_tokens=False)["input_ids"]):
@@ -28,8 +29,8 @@ def measure(engine: Engine, tokenizer: Any, language: str, texts: Sequence[str])
         for (number, _), own in zip(batch, engine.score([window for _, window in batch]), strict=True):
             nats[number] += own
     sums = {
-        f"{number}": [own / math.log(2), float(len(text))]
-        for number, (own, text) in enumerate(zip(nats, texts, strict=True))
+        digest_of(text)[:16]: [own / math.log(2), float(len(text))]
+        for own, text in zip(nats, texts, strict=True)
         if text
     }
     tokens = sum(len(window) - 1 for _, window in windows)
