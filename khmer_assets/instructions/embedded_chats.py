@@ -25,7 +25,7 @@ UNMARKED_SHARE = 0.2  # without the mark at the end
 def written_chats() -> pl.LazyFrame:
     """The chats written by hand, as `NEW_CHAT`: greetings, identity, thanks, farewells and everyday questions.
 
-    A line of the file holds the ways of asking one thing and its answer; each way makes a chat.
+    A line of the file holds the ways of asking one thing and its answer; each way that is no pattern makes a chat.
     """
     rows = [
         new_chat(f"written-{number}-{way}", "written", one.language, one.category, [one.question, one.answer])

@@ -10,8 +10,8 @@
 
 The sentences are the facts that the sample knows: a model that small corrects what it could say itself. A word's level
 is told by how often it is used: A1 where at least one sentence of a hundred holds it, A2 one of 300, B1 one of 1,000,
-else B2. Errors and reasons are those of `tutor_tasks.py`, which has wordings of
-its own for people; these chats are what programs ask.
+else B2. Errors and reasons are those of `tutor_tasks.py`, which has wordings of its own for people; these chats are
+what programs ask.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ Task = Literal["fluency", "grammar", "explanation", "vocabulary", "dialogue"]
 SHARES: dict[Task, int] = {"grammar": 6, "explanation": 4, "fluency": 4, "vocabulary": 4, "dialogue": 2}  # of 20 chats
 ROUNDS = 8  # of errors that are made in each sentence, at most
 LEVELS = (("A1", 1 / 100), ("A2", 1 / 300), ("B1", 1 / 1_000), ("B2", 0.0))
-ENGLISH_SHARE, RIGHT_SHARE = 0.25, 0.15  # of the sentences; of those that are to be corrected
+RIGHT_SHARE = 0.15  # of the sentences that are to be corrected
 WORDS = 2  # of a sentence that are explained at most, so that the answer fits a small model's context
 MOST_ERRORS = 2
 LINES = 4  # of a dialogue
