@@ -3,11 +3,14 @@
 Each step would else load it anew, for a second or two. Nothing stays open here that forks must not share.
 """
 
+import os
+import signal
 import tempfile
 from pathlib import Path
 
 import dagster as dg
 
+from khmer_assets.commands.steps import STOPPING
 from khmer_assets.definitions import defs
 from resources.instance import dagster_home
 
@@ -17,6 +20,8 @@ def nothing() -> None:
     """Made once, in a folder that is thrown away."""
 
 
+os.setpgid(0, 0)  # what stops a run is sent to its group, and this process ends with the run, after its steps
+signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 defs.resolve_asset_graph()
 quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 with tempfile.TemporaryDirectory() as folder:

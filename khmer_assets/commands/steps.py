@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +34,7 @@ from resources.storage import rows_told
 PROCESS_TAG = "khmer/process"
 GRAPH = "khmer_assets.definitions"
 PRELOADED = "khmer_assets.commands.preload"  # once, by the process of which all steps are forks
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # a terminal or a service manager may send them to the whole group
 STOP_SECONDS = 2.5  # until what was told to stop is killed
 
 Load = Callable[[], dg.Definitions]
@@ -80,9 +81,10 @@ class Steps:
         self._instance = instance
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C ends it through us alone
+        resource_tracker.ensure_running()  # the forkserver would start it, and that unblocks the signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until it has a group of its own
         forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         self._running: dict[Artifact, _Step] = {}
 
     @property
@@ -136,7 +138,7 @@ class Steps:
         """End all steps within seconds; Dagster shows their runs as canceled."""
         if not self._running:
             return
-        former = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
+        former = [signal.signal(number, signal.SIG_IGN) for number in STOPPING]
         steps = [step for step in self._running.values() if step.process.pid]  # the last may not have begun
         for step in steps:
             run = self._instance.get_run_by_id(step.run_id)
@@ -152,7 +154,7 @@ class Steps:
             step.process.join()
             _close(self._instance, step.run_id, self._instance.report_run_canceled, "the run was stopped")
         self._running.clear()
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), former, strict=True):
+        for number, handler in zip(STOPPING, former, strict=True):
             signal.signal(number, handler)
 
 
@@ -195,7 +197,6 @@ def _end_group(process: BaseProcess) -> None:
 
 def _work(load: Load, home: Path, artifact: Artifact, run_id: str, connection: Connection) -> None:
     """The life of a step's process."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()

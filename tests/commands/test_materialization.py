@@ -173,13 +173,17 @@ def test_who_stops_a_run_is_obeyed_and_nothing_is_made_from_what_is_left(factory
         "run.main = lambda _: make(made.load, made.home); sys.argv[1:] = ['run']; sys.exit(main())"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(factory.folder)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(factory.folder)],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     begun = factory.folder / "executed"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (begun.exists() and "clean poems" in begun.read_text()):
         time.sleep(0.1)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # terminals and service managers tell all processes of a group
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told.strip().splitlines()[-1] == "stopped; the next run goes on from here"
