@@ -8,6 +8,9 @@ VLLM_VERSION := 0.32.0
 TORCH_VERSION := 2.13.0
 DEEPSPEED_VERSION := 0.19.8
 LLAMA_CPP_PYTHON_VERSION := 0.3.36
+# Of the modules that are installed few are ever imported; they are compiled then, and that must be kept.
+PIP_INSTALL := $(VENV)/bin/pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run stop test install clean
 
@@ -42,11 +45,11 @@ $(VENV)/.created:
 
 $(VENV)/.done: $(VENV)/.created pyproject.toml
 	@echo "Building the main environment (a few minutes)"
-	$(VENV)/bin/pip install --quiet torch==$(TORCH_VERSION)
-	$(VENV)/bin/pip install --quiet setuptools wheel ninja
+	$(PIP_INSTALL) torch==$(TORCH_VERSION)
+	$(PIP_INSTALL) setuptools wheel ninja
 	@# it is built against the torch that is there
-	$(VENV)/bin/pip install --quiet --no-build-isolation deepspeed==$(DEEPSPEED_VERSION)
-	$(VENV)/bin/pip install --quiet --editable .
+	$(PIP_INSTALL) --no-build-isolation deepspeed==$(DEEPSPEED_VERSION)
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
 # Alone, for another pip installs what else it needs at the same time; without what is not used: half of the compiling.
@@ -54,12 +57,12 @@ $(VENV)/.llama_cpp: $(VENV)/.created Makefile
 	@echo "Compiling llama-cpp-python"
 	@echo 'set(LLAMA_BUILD_COMMON OFF)' >$(VENV)/llama.cmake
 	@CMAKE_ARGS="$$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/$(VENV)/llama.cmake" \
-	    flock $(VENV) $(VENV)/bin/pip install --quiet --no-deps llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION) diskcache
+	    flock $(VENV) $(PIP_INSTALL) --no-deps llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION) diskcache
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.done $(VENV)/.llama_cpp
 	@echo "Adding what the tests and the benchmarks need"
-	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 $(VLLM_VENV)/.done: Makefile

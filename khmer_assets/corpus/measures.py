@@ -326,7 +326,8 @@ def _measure_words(
                     row[4] += 1
                     break
         # A run of n words can only repeat where its first and its last n - 1 words do: few places are left soon.
-        keys[:count] = hashes[:count]
+        for own in range(count):  # an assignment of slices compiles for seconds, for the message of its error
+            keys[own] = hashes[own]
         _numbered(keys, count, table, numbers, seen)
         for n in range(2, 11):
             runs = count - n + 1
