@@ -21,7 +21,7 @@ from khmer_assets.khmer.numbers import number_to_words, to_khmer_digits
 from khmer_assets.khmer.script import Language
 from khmer_assets.khmer.utterances import hash_of_conversation
 
-VERSION = 6
+VERSION = 7
 SAMPLE = Path(__file__).parent
 
 _KNOWLEDGE = SAMPLE / "knowledge.yaml"
