@@ -18,6 +18,7 @@ from resources.tracking import tracking_uri
 
 UI_PORT_VARIABLE, UI_PORT = "KHMER_UI_PORT", 3000
 MLFLOW_PORT_VARIABLE, MLFLOW_PORT = "KHMER_MLFLOW_PORT", 5000
+OTHER_PORT = "end that program (`make stop`, if it is the run of another home), or name another port by {}"
 LONGEST_SOCKET = 107  # bytes of its path
 
 
@@ -29,9 +30,9 @@ def start(recipe: Recipe) -> None:
     code, webserver, daemon, mlflow = _services()
     ui_port, mlflow_port = _port(UI_PORT_VARIABLE, UI_PORT), _port(MLFLOW_PORT_VARIABLE, MLFLOW_PORT)
     if not webserver.is_running():
-        require_free_port(ui_port, "Dagster's UI", f"end that program or set {UI_PORT_VARIABLE} to another port")
+        require_free_port(ui_port, "Dagster's UI", OTHER_PORT.format(UI_PORT_VARIABLE))
     if not mlflow.is_running():
-        require_free_port(mlflow_port, "MLflow", f"end that program or set {MLFLOW_PORT_VARIABLE} to another port")
+        require_free_port(mlflow_port, "MLflow", OTHER_PORT.format(MLFLOW_PORT_VARIABLE))
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     socket = folder / "graph.sock"
