@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ import dagster as dg
 import polars as pl
 from pydantic import PrivateAttr
 
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.workers import Pending, cores, in_order
 
 LOCK = "lock"
@@ -68,7 +68,7 @@ class Batches(dg.ConfigurableResource):
         with self._executor(workers, len(missing), function) as submit:
             results = in_order(submit, _read(frame, runs))
             for file, result in zip(files, results, strict=True):
-                _store(file, result)
+                write_whole(file, result)
         return pl.scan_ipc([place / f"{key}.arrow" for key, _, _ in cuts])
 
     def _hold(self, place: Path, wanted: set[str]) -> None:
@@ -177,9 +177,3 @@ def _keep(function: BatchFunction) -> None:
 
 def _apply_kept(rows: pl.DataFrame) -> bytes:
     return _apply(_kept, rows)
-
-
-def _store(file: Path, result: bytes) -> None:
-    aside = file.with_suffix(f".{os.getpid()}.writing")  # another run may be computing the same
-    aside.write_bytes(result)
-    aside.rename(file)

@@ -8,7 +8,7 @@ import dagster as dg
 import yaml
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from khmer_assets.foundation.files import in_turn
+from khmer_assets.foundation.files import in_turn, write_whole
 from khmer_assets.foundation.workers import cores
 
 # tag of assets that are made when somebody asks for them, not when they are stale
@@ -36,9 +36,7 @@ def dagster_home(home: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file, text = folder / "dagster.yaml", yaml.safe_dump(SETTINGS)
     if not file.exists() or file.read_text() != text:
-        aside = folder / f"dagster.yaml.{os.getpid()}"
-        aside.write_text(text)
-        os.replace(aside, file)
+        write_whole(file, text)
     return folder
 
 

@@ -5,7 +5,6 @@ which model deserves to be served (`khmer_assets/release/`).
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import dagster as dg
 import httpx
 from pydantic import Field
 
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.processes import PortInUse, free_ports, stop_all
 from khmer_assets.server.embedder import version_of
 from khmer_assets.server.engines import Engine, known_engines, require_engine
@@ -114,9 +114,7 @@ class ModelServer(dg.ConfigurableResource[Any]):
     def keep_tuned(self, engine: dict[str, Any]) -> None:
         """Keep vLLM's settings for the next deployments; those of the recipe go before them."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        aside = self._folder / "tuned.aside"
-        aside.write_text(json.dumps(engine, indent=1))
-        os.replace(aside, self._folder / "tuned.json")
+        write_whole(self._folder / "tuned.json", json.dumps(engine, indent=1))
 
     def _tuned(self, model: Path) -> dict[str, Any]:
         file = self._folder / "tuned.json"

@@ -1,7 +1,6 @@
 """`khmer evaluate`: measures another model on the recipe's tasks and puts it into the benchmark report."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from khmer_assets.commands.steps import current
 from khmer_assets.evaluation.assets import COMPARED
 from khmer_assets.evaluation.compare import models_in
 from khmer_assets.evaluation.remote import is_address
-from khmer_assets.foundation.files import in_turn
+from khmer_assets.foundation.files import in_turn, write_whole
 from khmer_assets.foundation.home import home
 from resources.storage import MissingArtifact, Store, store_root
 
@@ -56,7 +55,5 @@ def _changed(change: Callable[[list[str]], list[str]]) -> list[str]:
     file = home() / COMPARED
     with in_turn(home() / "compared"):
         former = models_in(file)
-        aside = file.with_name(f"{file.name}.{os.getpid()}")
-        aside.write_text("".join(f"{model}\n" for model in dict.fromkeys(change(former))), encoding="utf-8")
-        os.replace(aside, file)
+        write_whole(file, "".join(f"{model}\n" for model in dict.fromkeys(change(former))))
     return former

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from upath import UPath
 
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.settings import RecipeError
 from khmer_assets.khmer.script import Language, dominant_script
 from khmer_assets.recipe import RECIPE_VARIABLE, SAMPLE_RECIPE, Recipe
@@ -116,9 +117,7 @@ def main(arguments: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         # the recipe last: where it is, all is
         for name, text in ((CATALOGUE, catalogue), (RECIPE, recipe_text(_slug(folder.resolve().name), languages))):
-            aside = folder / f"{name}.aside"
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, folder / name)
+            write_whole(folder / name, text)
     except OSError as error:
         raise RecipeError(f"{folder}: cannot be written: {error.strerror}; name another folder") from None
     _tell(folder, sources)

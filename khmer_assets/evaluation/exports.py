@@ -27,6 +27,7 @@ from khmer_assets.evaluation.evaluate import SCORES, process_memory
 from khmer_assets.evaluation.export_engines import LlamaCppUsers, bytes_of_weights, export_engine, runtime_of
 from khmer_assets.evaluation.measures import Measure, difference, interval, read
 from khmer_assets.evaluation.tasks import chats, held_out
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.processes import how_it_ended
 from khmer_assets.foundation.settings import digest_of
 from khmer_assets.foundation.tables import markdown_table
@@ -76,9 +77,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         file = run.state / f"{digest_of([variant, name])[:16]}.json"
         if not file.exists():
             found = _in_a_process(context, Visit(spec.models[variant], vocabulary, long, *how))
-            aside = file.with_suffix(".aside")
-            aside.write_text(json.dumps(found))
-            os.replace(aside, file)
+            write_whole(file, json.dumps(found))
         return dict(json.loads(file.read_text()))
 
     run.log("choosing the number of threads")

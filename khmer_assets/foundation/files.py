@@ -96,6 +96,20 @@ def remove_unused(folder: Path) -> None:
             os.close(descriptor)
 
 
+def write_whole(file: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write a file, in place of one that is there. Nobody ever sees a part of it, also after a loss of power. `mode`
+    are its permissions before the umask. Raises `OSError`, and has changed nothing then."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.aside")  # other processes may be writing the same
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new empty folder in `parent`, removed at the end unless it was moved away by then.

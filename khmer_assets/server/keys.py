@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from khmer_assets.foundation.files import file_version
+from khmer_assets.foundation.files import file_version, write_whole
 from khmer_assets.server.state import ModelServerError
 
 PREFIX = "khmer"
@@ -151,10 +151,7 @@ class KeyFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = self.all()
             yield keys
-            aside = self._file.with_suffix(".aside")
-            aside.touch(mode=0o600)
-            aside.write_bytes(KEYS.dump_json(keys, indent=1))
-            os.replace(aside, self._file)
+            write_whole(self._file, KEYS.dump_json(keys, indent=1), 0o600)
 
 
 def _one(keys: list[Key], identity: str) -> Key:

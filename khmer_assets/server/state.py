@@ -1,13 +1,14 @@
 """What is served, and the file that says so to every process: `server.json`."""
 
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from khmer_assets.foundation.files import write_whole
 
 MODEL_NAME = "khmer"
 EMBEDDER_NAME = f"{MODEL_NAME}-embedding"
@@ -149,12 +150,7 @@ class ServerState(BaseModel):
     def write(self, folder: Path) -> None:
         """Replace the file in one step."""
         with state_lock(folder):
-            aside = folder / "server.aside"
-            with aside.open("w") as file:
-                file.write(self.model_dump_json(indent=1))
-                file.flush()
-                os.fsync(file.fileno())  # after a loss of power it is this one or the one before
-            os.replace(aside, folder / "server.json")
+            write_whole(folder / "server.json", self.model_dump_json(indent=1))
 
 
 @contextmanager
