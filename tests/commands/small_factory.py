@@ -32,6 +32,8 @@ class Factory:
     chapters: bool = False  # whether there is an asset of which one partition is made on demand
     snapshot: bool = False  # whether `mixed` is one
     killed: str = ""  # the step that is killed by the system
+    together: bool = False  # whether `raw` waits until it was begun for all sources
+    pool: str | None = None  # that of `raw`, of which one step may run at a time
     slow: str = ""  # steps whose name begins like this last for ever
     said: list[str] = field(default_factory=list)
 
@@ -57,6 +59,20 @@ class Factory:
         if self.slow and name.startswith(self.slow):
             time.sleep(600)
 
+    def meet_the_others(self) -> None:
+        """Wait until `raw` has begun for all sources."""
+        deadline = time.monotonic() + 60
+        while (self.folder / "executed").read_text().count("raw ") < len(SOURCES.get_partition_keys()):
+            if time.monotonic() > deadline:
+                raise dg.Failure("the other sources wait until this one is made")
+            time.sleep(0.05)
+
+    def be_alone(self) -> None:
+        """Fail if another step is here."""
+        (self.folder / "busy").touch(exist_ok=False)
+        time.sleep(1)
+        (self.folder / "busy").unlink()
+
     @property
     def load(self) -> Any:
         self.write()
@@ -73,9 +89,15 @@ def load(folder: Path) -> dg.Definitions:
         texts = {source: folder / source for source in SOURCES.get_partition_keys()}
         return dg.DataVersionsByPartition({s: f.read_text() if f.exists() else "none" for s, f in texts.items()})
 
-    @dg.asset(partitions_def=SOURCES, deps=[source_files], io_manager_key="frames", code_version="1")
+    @dg.asset(
+        partitions_def=SOURCES, deps=[source_files], io_manager_key="frames", code_version="1", pool=factory.pool
+    )
     def raw(context: dg.AssetExecutionContext) -> pl.LazyFrame:
         factory.begin(f"raw {context.partition_key}")
+        if factory.together:
+            factory.meet_the_others()
+        if factory.pool:
+            factory.be_alone()
         file = folder / context.partition_key
         if not file.exists():
             raise dg.Failure(f"{file.name} is missing; put it back")

@@ -14,7 +14,7 @@ import pytest
 from khmer_assets.commands.materialization import MaterializationError, Summary, materialize, materialize_stale
 from khmer_assets.commands.steps import PROCESS_TAG, close_dead_runs
 from khmer_assets.foundation.home import PROJECT
-from resources.instance import open_instance
+from resources.instance import STEPS, open_instance
 from tests.commands.small_factory import SOURCES, Factory
 
 
@@ -142,6 +142,17 @@ def test_a_step_that_the_system_kills_is_told_as_such_and_the_others_go_on(facto
     assert "SIGKILL" in summary.failed["raw (news)"]
     assert "memory" in summary.failed["raw (news)"]
     assert "model" in summary.materialized
+
+
+@pytest.mark.skipif(STEPS < 2, reason="one core makes one step at a time")
+def test_sources_are_made_side_by_side(factory):
+    factory.together = True
+    assert not run(factory).failed
+
+
+def test_steps_of_one_pool_run_one_after_the_other(factory):
+    factory.pool = "gpu"
+    assert not run(factory).failed
 
 
 def test_what_is_made_on_demand_runs_only_when_it_is_asked_for(factory):

@@ -87,6 +87,7 @@ def test_what_is_started_by_one_who_ignores_signals_ends_when_it_is_told_to(tmp_
 def test_a_starter_that_is_killed_leaves_nothing_running_that_nobody_knows(tmp_path):
     background = BackgroundProcess(tmp_path, "sleeper")
     script = f"""
+from pathlib import Path
 from khmer_assets.foundation.processes import BackgroundProcess
 background = BackgroundProcess(Path({str(tmp_path)!r}), "sleeper")
 print("now", flush=True)
@@ -95,7 +96,7 @@ background.start(["sleep", "0061.5"])
     for _ in range(12):
         starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         assert starter.stdout is not None
-        starter.stdout.readline()
+        assert starter.stdout.readline() == b"now\n"
         time.sleep(random.uniform(0, 0.03))
         starter.kill()
         starter.wait()
