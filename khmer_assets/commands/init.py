@@ -127,7 +127,7 @@ def main(arguments: argparse.Namespace) -> int:
 def recipe_text(name: str, languages: list[Language]) -> str:
     """The sample's recipe under another name, for a catalogue beside it, without the sample's adapters.
 
-    Where one language alone was found, it gets all of the weight.
+    Where one language alone was found, it gets all of the weight, and its held-out text is what must not get worse.
     """
     first, *others = SAMPLE_RECIPE.read_text(encoding="utf-8").split("\n\n")
     first = "\n".join(line for line in first.splitlines() if not line.startswith("#"))
@@ -135,6 +135,7 @@ def recipe_text(name: str, languages: list[Language]) -> str:
     first = re.sub(r"(?m)^catalogue: .*", f"catalogue: {CATALOGUE}", first)
     if len(languages) == 1:
         others.insert(1, f"mixture:\n  weights: {{{languages[0]}: 1.0}}  # the one language that was found")
+        others = [part.replace("held-out text khm", f"held-out text {languages[0]}") for part in others]
     return RECIPE_HEADER + "\n\n".join(
         [first, *(part for part in others if not part.startswith(("adapters:", "failures:")))]
     )

@@ -90,7 +90,9 @@ def mistakes(error: ValidationError, prefix: str, whole: str) -> list[str]:
     for one in error.errors():
         key = (prefix + ".".join(map(str, one["loc"]))).strip(".") or whole
         told = EXPECTED.get(one["type"]) or one["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}: {told} (given: {_shown(one['input'], str(one['loc'][-1]) if one['loc'] else '')!r:.80})")
+        lines.append(f"{key}: {told}")
+        if one["loc"] or not isinstance(one["input"], dict):  # else it is about keys that contradict each other
+            lines[-1] += f" (given: {_shown(one['input'], str(one['loc'][-1]) if one['loc'] else '')!r:.80})"
     return lines
 
 

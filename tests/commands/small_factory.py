@@ -89,9 +89,7 @@ def load(folder: Path) -> dg.Definitions:
         texts = {source: folder / source for source in SOURCES.get_partition_keys()}
         return dg.DataVersionsByPartition({s: f.read_text() if f.exists() else "none" for s, f in texts.items()})
 
-    @dg.asset(
-        partitions_def=SOURCES, deps=[source_files], io_manager_key="frames", code_version="1", pool=factory.pool
-    )
+    @dg.asset(partitions_def=SOURCES, deps=[source_files], io_manager_key="frames", code_version="1", pool=factory.pool)
     def raw(context: dg.AssetExecutionContext) -> pl.LazyFrame:
         factory.begin(f"raw {context.partition_key}")
         if factory.together:

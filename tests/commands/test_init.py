@@ -69,8 +69,11 @@ def test_the_recipe_is_the_samples_with_a_catalogue_of_its_own_and_without_adapt
     assert both.model_dump() == Recipe.load(SAMPLE_RECIPE).model_copy(update=own).model_dump()
 
 
-def test_a_language_that_is_not_there_gets_no_weight(begin):
-    assert begin("a.txt", a_DOT_txt=KHMER).mixture.weights == {"khm": 1.0}
+@pytest.mark.parametrize(("language", "text"), [("khm", KHMER), ("eng", ENGLISH)])
+def test_a_language_that_is_not_there_gets_no_weight_and_guards_no_release(begin, language, text):
+    recipe = begin("a.txt", a_DOT_txt=text)
+    assert recipe.mixture.weights == {language: 1.0}
+    assert recipe.release.must_not_lose == [f"held-out text {language}", "chats"]
 
 
 @pytest.mark.parametrize(
