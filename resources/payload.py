@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 from dagster_pipes import PipesContext, PipesDefaultContextLoader, PipesEnvVarParamsLoader, open_dagster_pipes
 
+from khmer_assets.foundation.files import write_whole
+
 MODEL = "model"  # the folder of a trained model among the files of its MLflow run
 FIGURES = "figures.json"  # beside the output; once it is there, the output is whole
 REFUSAL = "refusal.txt"  # beside the output: why the payload refuses its input
@@ -143,9 +145,7 @@ def run_payload(name: str) -> int:
             return 2
         if leads:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            aside = run.output.with_name(f"{FIGURES}.aside")
-            aside.write_text(json.dumps({**results, "peak_memory_mb": round(peak)}))
-            aside.replace(run.output.with_name(FIGURES))
+            write_whole(run.output.with_name(FIGURES), json.dumps({**results, "peak_memory_mb": round(peak)}))
     return 0
 
 

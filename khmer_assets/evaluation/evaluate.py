@@ -25,6 +25,7 @@ from khmer_assets.evaluation.measures import Measure, mean_of, read
 from khmer_assets.evaluation.tasks import chats as chats_task
 from khmer_assets.evaluation.tasks import held_out, prompts, safety, sib200, translation
 from khmer_assets.evaluation.tasks.prompts import Prompt
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.settings import PositiveInt, Settings, digest_of
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.khmer.script import dominant_script
@@ -102,9 +103,7 @@ class _Parts:
             own = _Parts(self.run)
             measure(own)
             kept = own._kept()
-            aside = file.with_suffix(".aside")
-            aside.write_text(json.dumps(kept, ensure_ascii=False))
-            aside.replace(file)
+            write_whole(file, json.dumps(kept, ensure_ascii=False))
         self.measures += [read(one) for one in kept["measures"]]
         self.answers += kept["answers"]
         self.choices += [calibration.Record(*one) for one in kept["choices"]]

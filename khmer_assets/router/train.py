@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from khmer_assets.evaluation.engines import TransformersEngine
 from khmer_assets.evaluation.examination import stops_of
+from khmer_assets.foundation.files import write_whole
 from khmer_assets.foundation.settings import Name, PositiveInt, Ratio, Settings
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chats import chats_of
@@ -103,9 +104,7 @@ def asked_of(spec: Spec, run: PayloadRun) -> list[Asked]:
             run.log(f"{len(chats)} held-out chats, asked of {name or 'the model'}")
             if not loaded:
                 loaded.append(_Answerers(spec, adapters))
-            aside = file.with_suffix(".aside")
-            aside.write_text(json.dumps(loaded[0].answers(name, questions), ensure_ascii=False))
-            aside.replace(file)
+            write_whole(file, json.dumps(loaded[0].answers(name, questions), ensure_ascii=False))
         return list(json.loads(file.read_text()))
 
     model = answered_by(None)
