@@ -32,8 +32,8 @@ def device() -> "torch.device":
     return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def autocast(precision: Precision) -> AbstractContextManager[Any]:
-    """The context that a training step runs in; "auto" is bfloat16 where the hardware computes in it."""
+def compute_dtype(precision: Precision) -> "torch.dtype":
+    """What matrices are multiplied in; "auto" is bfloat16 where the hardware computes in it."""
     import torch
 
     if precision == "auto":
@@ -42,7 +42,15 @@ def autocast(precision: Precision) -> AbstractContextManager[Any]:
         else:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         precision = "bfloat16" if fast else "float32"
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def autocast(precision: Precision) -> AbstractContextManager[Any]:
+    """The context that a training step runs in."""
+    import torch
+
+    enabled = compute_dtype(precision) == torch.bfloat16
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def end_of_text_id(tokenizer: Any) -> int:

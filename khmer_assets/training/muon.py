@@ -1,7 +1,7 @@
 """The Muon optimizer (Jordan et al., 2024), which orthogonalizes the updates of matrices.
 
-PyTorch has one too, but it computes in bfloat16, which most processors emulate slowly, and one matrix at a time. This
-one computes in the matrices' own precision and all matrices of a shape at once.
+PyTorch has one too, but it always computes in bfloat16, which many processors emulate slowly, and one matrix at a time.
+This one computes in the precision that it is given and all matrices of a shape at once.
 """
 
 from collections.abc import Iterable
@@ -13,12 +13,18 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden matrices only; embeddings, output heads and vectors want AdamW."""
+    """For hidden matrices only; embeddings, output heads and vectors want AdamW. Updates are computed in `dtype`."""
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+        momentum: float = 0.95,
     ):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever needed here
@@ -36,7 +42,7 @@ class Muon(torch.optim.Optimizer):
                 wide = direction if direction.shape[0] <= direction.shape[1] else direction.T
                 by_shape.setdefault(tuple(wide.shape), []).append((parameter, wide))
             for members in by_shape.values():
-                updates = orthogonalized(torch.stack([wide for _, wide in members]))
+                updates = orthogonalized(torch.stack([wide for _, wide in members]), self.dtype)
                 for (parameter, _), update in zip(members, updates, strict=True):
                     rows, columns = parameter.shape
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -45,11 +51,12 @@ class Muon(torch.optim.Optimizer):
                     )
 
 
-def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices of shape (number, rows, columns), rows <= columns, with all singular values brought near to 1."""
+def orthogonalized(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Matrices of shape (number, rows, columns), rows <= columns, with all singular values brought near to 1; computed,
+    and given, in `dtype`. bfloat16 is exact enough, as its authors say: the iteration is made to be inexact."""
     a, b, c = COEFFICIENTS
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import torch
 
+from khmer_assets.training.models import compute_dtype
 from khmer_assets.training.muon import Muon
 from khmer_assets.training.settings import TrainingSettings
 
@@ -36,7 +37,8 @@ class Optimizer:
         matrices, others = matrices_and_others(model)
         decay = settings.weight_decay
         alone = settings.sharding != "none" or is_adapter(model)
-        self.muon = None if alone or not matrices else Muon(matrices, lr=0.0, weight_decay=decay)
+        dtype = compute_dtype(settings.precision)
+        self.muon = None if alone or not matrices else Muon(matrices, lr=0.0, weight_decay=decay, dtype=dtype)
         self.adamw = adamw(others if self.muon else adamw_groups(model, decay)) if others or not self.muon else None
 
     def step(self, learning_rate: float) -> None:
