@@ -59,15 +59,19 @@ class PayloadRun:
         else:
             self._pipes.log.info(text)
 
-    def metrics(self, step: int, **values: float) -> None:
-        """Record a point of the training curves in MLflow, where a run is tracked."""
+    def metrics(self, points: Mapping[int, Mapping[str, float]]) -> None:
+        """Record points of the training curves, by step, in MLflow, where a run is tracked; all in one request."""
         if self._tracked_run:
             import mlflow
 
             client = mlflow.MlflowClient()
             now = int(time.time() * 1000)
-            points = [mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
-            client.log_batch(self._tracked_run, metrics=points)
+            metrics = [
+                mlflow.entities.Metric(name, value, now, step)
+                for step, values in points.items()
+                for name, value in values.items()
+            ]
+            client.log_batch(self._tracked_run, metrics=metrics)
 
     def parameters(self, **values: Any) -> None:
         """Record the settings of a training run in MLflow, where a run is tracked."""

@@ -143,7 +143,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     }
     (run.output / "training.json").write_text(json.dumps(training, ensure_ascii=False))
     if validation_loss is not None:
-        run.metrics(len(result.curve), validation_loss=validation_loss)
+        run.metrics({len(result.curve): {"validation_loss": validation_loss}})
     run.keep_model(run.output)
     return {
         "steps": len(result.curve),

@@ -118,7 +118,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         for language, q in (scored or {}).items()
         for measure in ("perplexity", "bits_per_character")
     }
-    run.metrics(settings.steps, **figures)
+    run.metrics({settings.steps: figures})
     run.keep_model(run.output)
     return {"parameters": parameters, "loss_curve": plot, **result.figures, **figures}
 

@@ -172,7 +172,7 @@ class _Training:
         self.curve[-1]["validation_loss"] = loss
         step = len(self.curve)
         self.run.log(f"step {step}/{self.schedule.steps}  validation loss {loss:.3f}")
-        self.run.metrics(step, validation_loss=loss)
+        self.run.metrics({step: {"validation_loss": loss}})
         if self._best_step() == step:
             self._write(self._best_file(step), {"model": self.engine.weights()})
 
@@ -257,10 +257,9 @@ class _Training:
             f"{figures['tokens_per_second']:,.0f} tokens/s{share}  {figures['training_memory_mb']:,.0f} MB  "
             f"{timedelta(seconds=round(to_go))} to go"
         )
-        for point in self.curve[self.reported_steps :: 5]:
-            values = {name: point[name] for name in ("loss", "learning_rate", "gradient_norm")}
-            self.run.metrics(int(point["step"]), **values)
-        self.run.metrics(done, **figures, **told)
+        names = ("loss", "learning_rate", "gradient_norm")
+        points = {int(p["step"]): {name: p[name] for name in names} for p in self.curve[self.reported_steps :: 5]}
+        self.run.metrics(points | {done: points.get(done, {}) | figures | told})
         self.reported_steps = done
 
     def _result(self) -> TrainingResult:
