@@ -65,7 +65,8 @@ def compare(model: Path, tasks: Sequence[Benchmark], rounds: int = 1) -> tuple[d
 
         loaded = load_model(model).to(device()).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)
-        peer = _Peer(loaded, tokenizer, Path(folder))
+        # a model of its own: the engine changes how its model attends
+        peer = _Peer(load_model(model).to(device()).eval(), tokenizer, Path(folder))
         context = min(CONTEXT, loaded.config.max_position_embeddings)
         engine = TransformersEngine(loaded, context)
         examination = Examination(engine, tokenizer, NEW_TOKENS, stops_of(loaded, tokenizer))

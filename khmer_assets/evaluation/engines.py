@@ -85,6 +85,7 @@ class TransformersEngine(Engine):
     """A model in transformers, or with an adapter in peft."""
 
     def __init__(self, model: Any, context_length: int):
+        reading.use_grouped_attention(model)
         self.model = model
         self.context_length = context_length
         self._score = held_out.model_scorer(model)
