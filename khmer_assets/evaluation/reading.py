@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROWS_A_BATCH = 64
 TOKENS_A_BATCH = 1 << 14  # padding included; keys and values of so many are held at once, a level of the tree
-TOKENS_ON_A_CPU = 1 << 12  # more do not make it faster
+TOKENS_ON_A_CPU = 1 << 13  # more do not make it faster
 LEAST_SAVED = 16  # tokens of a common beginning; fewer are not worth a pass of their own
 GROUPED = "grouped"
 
