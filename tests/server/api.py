@@ -1,8 +1,11 @@
-"""What docs/serving.md says of each field, asked of a real engine; `ROWS` has a function for each row of its table."""
+"""What docs/serving.md says of each field, asked of a real engine; `ROWS` has a function for each row of its table,
+and one for the frameworks that it names."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from khmer_assets.foundation.home import PROJECT
 from tests.server.routers import CAPITAL, NUMBER
 from tests.tiny_model import RAIN, WEATHER
 
@@ -306,6 +310,16 @@ def embeddings(api: Api) -> None:
         api.client.embeddings.create(model="khmer", input="ស្រូវ")
 
 
+def frameworks(api: Api) -> None:
+    """See `frameworks.py`."""
+    script = Path(__file__).with_name("frameworks.py")
+    given = {"address": api.address, "key": api.key, "engine": api.engine}
+    given |= {"question": RAIN[0]["content"], "tool": WEATHER}
+    python = PROJECT / ".venv-frameworks" / "bin" / "python"  # `make test` builds it
+    done = subprocess.run([python, script], input=json.dumps(given), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
 def routed(api: Api) -> None:
     """Of `khmer-auto`, with the router of `routers.py` and the adapter `numbers`: whoever answers says what it says
     when it is asked itself."""
@@ -336,6 +350,6 @@ ROWS: dict[str, Callable[[Api], None]] = {
     row.__name__: row
     for row in (
         *(messages, model, max_tokens, temperature, n, seed, stop, logit_bias, logprobs, stream, tools, tool_choice),
-        *(response_format, user, store, prompt, responses, previous_response_id, embeddings, other),
+        *(response_format, user, store, prompt, responses, previous_response_id, embeddings, other, frameworks),
     )
 }
