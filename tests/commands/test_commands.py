@@ -1,12 +1,15 @@
 """The command line: each command is there under both names, and a user's mistake is one message."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy
+from sqlalchemy.pool import NullPool
 
-from khmer_assets.commands import COMMANDS
+from khmer_assets.commands import COMMANDS, main, stop
 from khmer_assets.foundation.home import PROJECT
 
 CONSOLE = [str(Path(sys.executable).parent / "khmer")]
@@ -50,3 +53,17 @@ def test_a_full_disk_is_told_in_a_line(tmp_path, words):
     assert told.returncode == 2
     (line,) = told.stderr.splitlines()
     assert line.startswith(str(tmp_path)) and "make room, or name another state folder with KHMER_HOME" in line
+
+
+def test_who_interrupts_a_command_while_it_leaves_a_database_sees_no_traceback(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("KHMER_HOME", str(tmp_path))
+    engine = sqlalchemy.create_engine("sqlite://", poolclass=NullPool)
+    monkeypatch.setattr(engine.dialect, "do_close", lambda connection: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(stop, "main", lambda arguments: engine.connect().close())
+    monkeypatch.setattr(sys, "argv", ["khmer", "stop"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main() == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "stopped; the next run goes on from here\n" and not caplog.text
