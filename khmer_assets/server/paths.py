@@ -16,6 +16,8 @@ BODIES: dict[str, type[Body]] = {
 }
 
 
+# of the answer; what is above the model's length is lowered to it
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 ENGINE_PATHS = {"/v1/responses": "/v1/chat/completions"}  # where an engine is asked something else than the gateway
 
 
@@ -23,7 +25,8 @@ def parse(kind: type[Body], body: bytes, max_model_length: int) -> Body:
     """The checked body. Raises `Refused` (400) with the first mistakes, a clause each.
 
     `max_model_length` is in tokens; prompts that cannot fit are refused by their characters, the others are left to
-    the engine, which counts their tokens.
+    the engine, which counts their tokens. A limit of the answer above it is lowered to it: clients ask for as many
+    tokens of any model (Open WebUI's titles: 1,000), which vLLM refuses and llama.cpp does not.
     """
     try:
         request = kind.model_validate_json(body)
@@ -43,4 +46,5 @@ def parse(kind: type[Body], body: bytes, max_model_length: int) -> Body:
             "prompt and answer together",
             code="context_length_exceeded",
         )
-    return request
+    above = [name for name in LIMITS if (getattr(request, name, None) or 0) > max_model_length]
+    return request.model_copy(update=dict.fromkeys(above, max_model_length))

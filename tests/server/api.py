@@ -101,6 +101,7 @@ def max_tokens(api: Api) -> None:
     for limit in limits:
         answer = api.chat(**limit)
         assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
+    assert api.chat(max_tokens=100_000).usage.total_tokens <= 640, "what the model reads"
 
 
 def temperature(api: Api) -> None:

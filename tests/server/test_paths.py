@@ -10,7 +10,7 @@ import pytest
 
 from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.keys import KeyFile
-from khmer_assets.server.paths import BODIES
+from khmer_assets.server.paths import BODIES, parse
 from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port
 from tests.server.api import ROWS, Api
@@ -35,6 +35,21 @@ def test_the_page_names_every_field_and_each_of_its_rows_is_asked_of_real_engine
     assert fields <= set().union(*rows), "the table of docs/serving.md has a row for each field"
     untested = [row for row in rows if not row & ROWS.keys()]
     assert not untested, "tests/server/api.py has a function for each row"
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("chat/completions", "max_tokens"),
+        ("chat/completions", "max_completion_tokens"),
+        ("responses", "max_output_tokens"),
+    ],
+)
+def test_a_limit_above_what_the_model_reads_is_as_much_as_it_reads(path, limit):
+    asked = {"model": "khmer", "input" if path == "responses" else "messages": RAIN}
+    for given, meant in ((1_000, 640), (640, 640), (3, 3), (None, None)):
+        body = parse(BODIES[f"/v1/{path}"], json.dumps({**asked, limit: given}).encode(), CONTEXT)
+        assert getattr(body, limit) == meant
 
 
 @pytest.fixture(scope="module")
