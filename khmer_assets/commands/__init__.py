@@ -54,7 +54,7 @@ def main() -> int:
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # to which one that comes as it closes is an error
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it logs an interrupt while it closes as an error
     os.environ[HOME_VARIABLE] = str(home())  # one place for the processes that are started from here
     try:
         return int(COMMANDS[arguments.command].main(arguments))

@@ -203,8 +203,7 @@ def _grouped_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if attention_mask is None or options.get("position_bias") is not None:
-        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return found, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     found = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
     )
