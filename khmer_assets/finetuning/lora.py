@@ -55,9 +55,7 @@ def load_base(base: Path, quantization: Quantization, precision: Precision) -> A
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    with models.autocast(precision):
-        computes_in_bfloat16 = torch.is_autocast_enabled(models.device().type)
-    dtype = torch.bfloat16 if computes_in_bfloat16 and base_record(base) else torch.float32
+    dtype = models.compute_dtype(precision) if base_record(base) else torch.float32
     try:
         config = AutoConfig.from_pretrained(base)
         if getattr(config, "quantization_config", None):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from khmer_assets.finetuning.encoding import Example
-from khmer_assets.training.models import IGNORED, Precision, autocast
+from khmer_assets.training.models import IGNORED, Precision, autocast, compute_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,6 @@ def _difference(model: Any, before: str, examples: Sequence[Example], precision:
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     with torch.inference_mode(), autocast(precision):
-        exact = not torch.is_autocast_enabled(model.device.type)
         alone = [losses(packed([example])) for example in pair]
         model.set_attn_implementation(OWN_ATTENTION)
         try:
@@ -146,6 +145,7 @@ def _difference(model: Any, before: str, examples: Sequence[Example], precision:
         ends = [len(alone[0]), len(together) - len(alone[-1])]
         parts = [together[: ends[0]], together[ends[1] :]]
         difference = max(abs(float(a.mean() - b.mean())) for a, b in zip(alone, parts, strict=False))
+    exact = compute_dtype(precision) == torch.float32
     if difference > (TOLERANCE if exact else ROUNDED_TOLERANCE):
         model.set_attn_implementation(before)
         return None
