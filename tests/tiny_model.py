@@ -74,6 +74,7 @@ TOOL_TEMPLATE = (
     "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TOOL_MODEL_LENGTH = 640  # tokens
 RAIN: list[Any] = [{"role": "user", "content": "តើមេឃភ្លៀងទេ?"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER: Any = {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY}}
@@ -81,11 +82,14 @@ WEATHER_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "ភ្�
 
 
 def save_tool_model(folder: Path) -> Path:
-    """Save a tiny model that, asked RAIN with the tool WEATHER, calls it, and knows nothing else."""
+    """Save a tiny model that, asked RAIN with the tool WEATHER, calls it, and knows nothing else.
+
+    It reads `TOOL_MODEL_LENGTH` tokens and no more: where a model can, llama.cpp reads on to a multiple of 256.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    save_tiny_model(folder, max_position_embeddings=1024)
+    save_tiny_model(folder, max_position_embeddings=TOOL_MODEL_LENGTH)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TOOL_TEMPLATE
     tokenizer.save_pretrained(folder)

@@ -26,7 +26,7 @@ from resources.model_server import ModelServer
 from resources.served_router import load_router
 from tests.server.api import ROWS, Api, routed
 from tests.server.routers import NUMBER, learned
-from tests.tiny_model import save_tiny_adapter, save_tiny_model, save_tool_model
+from tests.tiny_model import TOOL_MODEL_LENGTH, save_tiny_adapter, save_tiny_model, save_tool_model
 
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
 KILLS = 10
@@ -332,7 +332,7 @@ def test_a_supervisor_that_is_killed_at_any_moment_of_a_deployment_leaves_no_sec
 def test_each_field_does_what_the_page_says_and_adapters_come_and_go_and_what_is_killed_comes_back(server, tmp_path):
     model = save_tool_model(tmp_path / "a")
     server = server.model_copy(update={"engine": {"enable_lora": True, "max_lora_rank": 8}})
-    server.deploy(model, DIGESTS["a"], 640, base="base")
+    server.deploy(model, DIGESTS["a"], TOOL_MODEL_LENGTH, base="base")
     for row in ROWS.values():
         row(Api(server.address, server.api_key(), "vllm"))
     supervisor = server._gateway(server.gateway).process._process()

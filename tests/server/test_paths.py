@@ -15,9 +15,9 @@ from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port
 from tests.server.api import ROWS, Api
 from tests.server.test_llama_cpp import gguf_of
-from tests.tiny_model import RAIN, WEATHER, save_tool_model
+from tests.tiny_model import RAIN, TOOL_MODEL_LENGTH, WEATHER, save_tool_model
 
-CONTEXT = 640
+CONTEXT = TOOL_MODEL_LENGTH
 PAGE = (PROJECT / "docs" / "serving.md").read_text()
 TIERS = {"small": {"schema_bytes": 500, "schema_depth": 6, "tokens_a_minute": 10_000}}
 
