@@ -139,6 +139,17 @@ def test_a_base_with_another_pattern_is_exact_or_becomes_gguf_as_the_recipe_says
     assert_llama_cpp_agrees(smollm, folder, tokenizer, tmp_path)
 
 
+def test_a_line_of_an_english_text_that_quotes_khmer_is_no_english_line(smollm, tmp_path):
+    import polars as pl
+
+    texts = [*KHMER_TEXTS, "The number is written\n៩៨៧៦៥\nand read from the left."]
+    languages, splits = ["khm"] * 6 + ["eng"], ["train"] * 6 + ["validation"]
+    columns = {"text": texts, "language": languages, "split": splits, "copies": [3] * 6 + [1]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "data.parquet")
+    _, figures = extend(smollm, tmp_path, tmp_path / "extended")
+    assert (figures["english_lines"], figures["english_lines_changed"]) == (2, 0)
+
+
 def test_too_many_changed_english_lines_are_refused(smollm, tmp_path):
     import polars as pl
 
