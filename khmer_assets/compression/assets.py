@@ -34,7 +34,7 @@ def compression_assets(
         "pool": GPU_POOL,
         "ins": {"model": dg.AssetIn(model), "texts": dg.AssetIn(texts), "chats": dg.AssetIn("chat_dataset")},
     }
-    version = code_version(2, compression=settings.model_dump(exclude={"variants"}), seed=seed)
+    version = code_version(3, compression=settings.model_dump(exclude={"variants"}), seed=seed)
 
     def calibration(model: Path, texts: Path, chats: Path) -> dict[str, Any]:
         return {

@@ -48,8 +48,9 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
                 f"({spec.group_size}) does not divide; choose a divisor"
             )
     before = 2 * sum(layer.weight.numel() for layer in layers.values())
-    scheme = preset_name_to_scheme("W4A16", ["Linear"])
+    scheme = preset_name_to_scheme("W4A16_ASYM", ["Linear"])  # a zero point a group, as AWQ's authors have (Lin 2023)
     scheme.weights.group_size = spec.group_size
+    scheme.weights.observer = "mse"  # a scale that cuts off outliers where that errs less
     quantization = QuantizationModifier(config_groups={"linear": scheme}, ignore=["re:.*lm_head"])
     compress(spec, [AWQModifier(), quantization], model, run)
     save(spec, model, run.output)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 
 import polars as pl
@@ -15,6 +15,9 @@ from pydantic import BaseModel, Field
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.training.models import load_model
 from resources.payload import PayloadRun, Refusal
+
+if TYPE_CHECKING:
+    import torch
 
 LANGUAGES = ("khm", "eng")
 MERGED_MODEL = "merged_model"  # the figure that names the digest of what a variant was made from
@@ -51,6 +54,27 @@ def calibration_samples(spec: CalibrationSpec, tokenizer: Any) -> list[str]:
     chats = [text for text in shown if text is not None]
     texts = calibration_texts(spec.mixture, max(spec.samples - len(chats), spec.samples - spec.samples // 2), spec.seed)
     return _in_turn(texts, chats[: spec.samples - len(texts)])
+
+
+def calibration_rows(spec: CalibrationSpec, tokenizer: Any) -> list[dict[str, "torch.Tensor"]]:
+    """The calibration samples as a model's arguments: input_ids and position_ids of shape (1, tokens), with as many
+    samples in a row as `spec.length` has room for. Positions start again with each sample, by which transformers
+    keeps them apart.
+    """
+    import torch
+
+    rows: list[list[list[int]]] = []
+    for ids in tokenizer(calibration_samples(spec, tokenizer), truncation=True, max_length=spec.length)["input_ids"]:
+        if not rows or sum(map(len, rows[-1])) + len(ids) > spec.length:
+            rows.append([])
+        rows[-1].append(ids)
+    return [
+        {
+            "input_ids": torch.tensor([[identity for ids in row for identity in ids]]),
+            "position_ids": torch.tensor([[place for ids in row for place in range(len(ids))]]),
+        }
+        for row in rows
+    ]
 
 
 def _chats(spec: CalibrationSpec) -> list[list[dict[str, str]]]:
@@ -141,11 +165,10 @@ def compress(spec: CalibrationSpec, modifiers: list[Any], model: Any, run: Paylo
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    texts = calibration_samples(spec, tokenizer)
-    batches: Any = [tokenizer(t, truncation=True, max_length=spec.length, return_tensors="pt") for t in texts]
-    run.log(f"calibrating on {len(texts)} texts, {sum(b['input_ids'].shape[1] for b in batches)} tokens")
+    rows: Any = calibration_rows(spec, tokenizer)
+    run.log(f"calibrating on {spec.samples} texts, {sum(row['input_ids'].shape[1] for row in rows)} tokens")
     with _pageable_memory():
-        oneshot(model=model, tokenizer=tokenizer, dataset=DataLoader(batches, batch_size=None), recipe=modifiers)
+        oneshot(model=model, tokenizer=tokenizer, dataset=DataLoader(rows, batch_size=None), recipe=modifiers)
 
 
 def save(spec: CalibrationSpec, model: Any, folder: Path) -> None:

@@ -12,13 +12,13 @@ from pydantic import Field
 from khmer_assets.compression.calibration import (
     MERGED_MODEL,
     CalibrationSpec,
-    calibration_samples,
+    calibration_rows,
     compress,
     compressible_layers,
     load_for_compression,
     save,
 )
-from khmer_assets.compression.recovery import SAMPLES_A_STEP, recover
+from khmer_assets.compression.recovery import ROWS_A_STEP, recover
 from khmer_assets.foundation.files import scratch_folder
 from khmer_assets.foundation.settings import Settings
 from resources.payload import PayloadRun, Refusal
@@ -51,14 +51,16 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         if layer.in_features % 4:
             raise Refusal(f"{name} has rows of {layer.in_features} weights; 2:4 sparsity needs a multiple of 4")
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    samples = _samples(spec, tokenizer) if spec.recovery_steps else []
-    for pattern in PATTERNS if samples else PATTERNS[-1:]:
+    # texts as many as the rows that the training asks for, or as were asked for
+    read = spec.model_copy(update={"samples": max(spec.samples, spec.recovery_steps * ROWS_A_STEP)})
+    rows = calibration_rows(read, tokenizer) if spec.recovery_steps else []
+    for pattern in PATTERNS if rows else PATTERNS[-1:]:
         done = run.state / pattern.replace(":", "-of-")
         if not done.exists():
             _prune(spec, model, pattern, run)
-            if samples:
+            if rows:
                 whole = load_for_compression(spec.model)
-                recover(model, whole, compressible_layers(model), samples, spec.recovery_steps, spec.seed, run)
+                recover(model, whole, compressible_layers(model), rows, spec.recovery_steps, spec.seed, run)
             with scratch_folder(run.state) as aside:
                 model.save_pretrained(aside)
                 aside.rename(done)
@@ -71,14 +73,6 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     figures[MERGED_MODEL] = spec.model.name
     (run.output / FIGURES).write_text(json.dumps(figures, indent=1))
     return figures
-
-
-def _samples(spec: Spec, tokenizer: Any) -> list[list[int]]:
-    """Token ids of what is trained on: calibration samples, as many as the training asks for or as there are."""
-    wanted = spec.model_copy(update={"samples": spec.recovery_steps * SAMPLES_A_STEP})
-    texts = calibration_samples(wanted, tokenizer)
-    found = tokenizer(texts, truncation=True, max_length=spec.length)["input_ids"]
-    return [ids for ids in found if len(ids) > 1]
 
 
 def _prune(spec: Spec, model: Any, pattern: str, run: PayloadRun) -> None:

@@ -15,15 +15,21 @@ if TYPE_CHECKING:
     import torch
 
 RANK = 64
-SAMPLES_A_STEP = 8
+ROWS_A_STEP = 8
 LEARNING_RATE = 2e-3
 
 
 def recover(
-    model: Any, whole: Any, layers: dict[str, Any], samples: Sequence[list[int]], steps: int, seed: int, run: PayloadRun
+    model: Any,
+    whole: Any,
+    layers: dict[str, Any],
+    rows: "Sequence[dict[str, torch.Tensor]]",
+    steps: int,
+    seed: int,
+    run: PayloadRun,
 ) -> None:
-    """Train the `layers` of the pruned `model` in place, in float32, for `steps` steps of `SAMPLES_A_STEP` of the
-    samples (token ids, two at least), which come again where they are too few."""
+    """Train the `layers` of the pruned `model` in place, in float32, for `steps` steps of `ROWS_A_STEP` of the
+    `rows` (a model's arguments), which come again where they are too few."""
     import torch
     from torch.nn.functional import kl_div, log_softmax
     from torch.nn.utils import parametrize
@@ -40,18 +46,18 @@ def recover(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - step / steps)
-        chosen = [samples[(step * SAMPLES_A_STEP + number) % len(samples)] for number in range(SAMPLES_A_STEP)]
-        tokens = sum(map(len, chosen))
+        chosen = [rows[(step * ROWS_A_STEP + number) % len(rows)] for number in range(ROWS_A_STEP)]
+        tokens = sum(row["input_ids"].shape[1] for row in chosen)
         loss = 0.0
-        for ids in chosen:
-            read = torch.tensor([ids], device=model.device)
+        for row in chosen:
+            read = {name: part.to(model.device) for name, part in row.items()}
             with torch.no_grad(), autocast("auto"):
-                wanted = log_softmax(whole(input_ids=read, use_cache=False).logits[0].float(), -1)
+                wanted = log_softmax(whole(**read, use_cache=False).logits[0].float(), -1)
             with autocast("auto"):
-                said = model(input_ids=read, use_cache=False).logits[0]
+                said = model(**read, use_cache=False).logits[0]
             own = kl_div(log_softmax(said.float(), -1), wanted, log_target=True, reduction="sum") / tokens
             own.backward()  # type: ignore[no-untyped-call]
-            loss += float(own)
+            loss += float(own.detach())
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -5,6 +5,7 @@ import pytest
 
 from khmer_assets.compression.calibration import (
     CalibrationSpec,
+    calibration_rows,
     calibration_samples,
     calibration_texts,
     compressible_layers,
@@ -63,6 +64,24 @@ def test_a_chat_that_the_template_refuses_is_left_out(calibration):
     assert len(found) == 10
     assert {language_of(sample) for sample in found[1:8:2]} == {"khm"}
     assert not any("<|endoftext|>" in sample for sample in found), "the tokenizer puts it there by itself"
+
+
+def test_a_row_holds_what_it_has_room_for_and_its_samples_do_not_see_each_other(calibration):
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(calibration["model"])
+    spec = CalibrationSpec(**{**calibration, "length": 128})
+    alone = [tokenizer(text, return_tensors="pt")["input_ids"] for text in calibration_samples(spec, tokenizer)]
+    rows = calibration_rows(spec, tokenizer)
+    assert len(rows) < len(alone)
+    assert torch.equal(torch.cat([row["input_ids"] for row in rows], 1), torch.cat(alone, 1))
+    model = load_model(spec.model).eval()
+    with torch.inference_mode():
+        together = torch.cat([model(**row, use_cache=False).logits for row in rows], 1)
+        expected = torch.cat([model(input_ids=ids, use_cache=False).logits for ids in alone], 1)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+    assert all(row["input_ids"].shape[1] <= 128 for row in rows)
 
 
 def test_half_of_the_texts_are_khmer(mixture):

@@ -17,23 +17,27 @@ def pruned_by_half(model):
     return model
 
 
-def apart(model, whole, ids: list[int]) -> float:
+def row(ids: list[int]) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None]}
+
+
+def apart(model, whole, read: dict[str, torch.Tensor]) -> float:
     with torch.inference_mode():
-        logits, wanted = (one(input_ids=torch.tensor([ids])).logits.float() for one in (model, whole))
+        logits, wanted = (one(**read).logits.float() for one in (model, whole))
     return float(torch.nn.functional.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True))
 
 
 def test_what_is_pruned_stays_zero_and_the_model_comes_nearer(model, tmp_path):
     whole = load_model(model)
-    samples = [[(7 * place + start) % 500 for place in range(24)] for start in range(6)]
+    rows = [row([(7 * place + start) % 500 for place in range(24)]) for start in range(6)]
     pruned = pruned_by_half(copy.deepcopy(whole))
-    before = apart(pruned, whole, samples[0])
+    before = apart(pruned, whole, rows[0])
     zeros = {name: layer.weight == 0 for name, layer in compressible_layers(pruned).items()}
     embedding = pruned.get_input_embeddings().weight.clone()
 
-    recover(pruned, whole, compressible_layers(pruned), samples, 6, 1, PayloadRun(tmp_path))
+    recover(pruned, whole, compressible_layers(pruned), rows, 6, 1, PayloadRun(tmp_path))
 
-    assert apart(pruned, whole, samples[0]) < 0.7 * before
+    assert apart(pruned, whole, rows[0]) < 0.7 * before
     for name, layer in compressible_layers(pruned).items():
         assert bool((layer.weight[zeros[name]] == 0).all())
         assert isinstance(layer.weight, torch.nn.Parameter)
@@ -45,7 +49,7 @@ def test_the_seed_decides_how_it_is_trained(model, tmp_path):
     found = []
     for seed in (1, 1, 2):
         pruned = pruned_by_half(copy.deepcopy(whole))
-        recover(pruned, whole, compressible_layers(pruned), [[5, 6, 7, 8]], 2, seed, PayloadRun(tmp_path))
+        recover(pruned, whole, compressible_layers(pruned), [row([5, 6, 7, 8])], 2, seed, PayloadRun(tmp_path))
         found.append(pruned.model.layers[0].mlp.up_proj.weight)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
