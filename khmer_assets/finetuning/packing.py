@@ -4,13 +4,13 @@ Which tokens are learned does not belong here (`encoding.py`).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from khmer_assets.finetuning.encoding import Example
-from khmer_assets.training.models import IGNORED, Precision, autocast, compute_dtype
+from khmer_assets.training.models import IGNORED, SHORT, Precision, autocast, compute_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -113,9 +113,13 @@ class _Attention:
             self.lengths = [end - start for start, end in zip(starts, ends, strict=True)]
         if key.shape[2] != sum(self.lengths) or len(self.lengths) < 2:
             return sdpa_attention_forward(module, query, key, value, None, **options)
-        parts = zip(*(tensor.split(self.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-        found = [sdpa_attention_forward(module, *part, None, **options)[0] for part in parts]
-        return torch.cat(found, dim=1), None
+        # torch's attention on a CPU takes twice as long for short chats in bfloat16, to which autocast leads it
+        short = query.device.type == "cpu" and max(self.lengths) < SHORT
+        whole = [tensor.float() if short else tensor for tensor in (query, key, value)]
+        parts = zip(*(tensor.split(self.lengths, dim=2) for tensor in whole), strict=True)
+        with torch.autocast("cpu", enabled=False) if short else nullcontext():
+            found = [sdpa_attention_forward(module, *part, None, **options)[0] for part in parts]
+        return torch.cat(found, dim=1).to(query.dtype), None
 
 
 class _NotSupported(Exception):

@@ -78,6 +78,7 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     run.parameters(**settings.model_dump(exclude={"decoder"}), parameters=parameters, seed=spec.seed)
 
     size = engines.micro_batch_size(settings)
+    models.choose_attention(model, size, settings.context_length, settings.precision)
 
     def batch(step: int) -> list[dict[str, torch.Tensor]]:
         ids = torch.from_numpy(sequences.batch(step))

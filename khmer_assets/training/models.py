@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 BASE_RECORD = "base.json"  # what is known of an open model; stays beside whatever is made of it
 IGNORED = -100  # the label of a token that is not learned
+SHORT = 256  # tokens, in attention
+BYTES_A_SCORE = 12  # in float32 and twice in bfloat16, with what is between
+MAX_SCORE_BYTES = 1e9
 Precision = Literal["auto", "bfloat16", "float32"]
 CONV1D_ARCHITECTURES = ("gpt2",)  # whose layers are not torch's Linear
 
@@ -51,6 +54,20 @@ def autocast(precision: Precision) -> AbstractContextManager[Any]:
 
     enabled = compute_dtype(precision) == torch.bfloat16
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def choose_attention(model: Any, rows: int, length: int, precision: Precision) -> None:
+    """Have a model's attention written out where that trains faster: on a CPU that computes in bfloat16, torch's own
+    takes twice as long for `rows` of up to 256 tokens (measured on Zen 4, torch 2.13). Not where all that is kept for
+    the gradients would be large.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    kept = config.num_hidden_layers * rows * config.num_attention_heads * length**2 * BYTES_A_SCORE
+    on_cpu = model.device.type == "cpu" and compute_dtype(precision) == torch.bfloat16
+    if on_cpu and length <= SHORT and kept <= MAX_SCORE_BYTES:
+        model.set_attn_implementation("eager")
 
 
 def end_of_text_id(tokenizer: Any) -> int:
