@@ -164,7 +164,7 @@ def main() -> None:
         served = run.output.rename(folder / "0123456789abcdef")
         learned = train.asked_of(spec, run)
         deployment = recipe.serving.model_copy(update={"port": arguments.port})
-        ranks = [recipe.adapters[0].finetuning.rank] * 2
+        ranks = [max(adapter.finetuning.rank for adapter in recipe.adapters)] * 2
         server = model_server(deployment, ranks, folder / "home")
         try:
             serve(server, store, model, adapters, served, recipe.serving.max_model_length)
