@@ -8,6 +8,7 @@ import torch
 
 from khmer_assets.training.hardware import flops_a_token
 from khmer_assets.training.held_out import LOGITS_AT_ONCE
+from khmer_assets.training.models import compute_dtype
 from khmer_assets.training.settings import TrainingSettings
 
 SHARE_OF_PEAK = 0.4  # that a training reaches in the end; benchmarks/gpu.py measures it
@@ -63,13 +64,16 @@ def estimate(model: Any, settings: TrainingSettings, context_length: int, steps:
     )
 
 
-def measured_flops(seconds: float = 1.0, size: int = 2048) -> float:
-    """Floating-point operations a second of this machine's processor, in products of matrices."""
-    dtype = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-    a, b = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
+def measured_flops(seconds: float = 0.3, size: int = 2048) -> float:
+    """Floating-point operations a second of this machine's processor, in products of matrices as a training has them.
+
+    By processor time, which what else runs beside does not prolong.
+    """
+    dtype = compute_dtype("auto")
+    a, b = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
     a @ b  # the first is slow
-    products, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    products, started = 0, time.process_time()
+    while (used := (time.process_time() - started) / torch.get_num_threads()) < seconds:
         a @ b
         products += 1
-    return 2 * size**3 * products / (time.perf_counter() - started)
+    return 2 * size**3 * products / used
