@@ -35,7 +35,7 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
     ) -> Iterator[dg.Output[Path]]:
         """A transformers tokenizer folder: the base's, with Khmer merges appended; `extension.json` tells what changed.
 
-        Text without Khmer keeps its ids.
+        Text without Khmer keeps its ids; where tokens are pruned, its tokens but for those (`unpruned` has all).
         """
         spec = merges.Spec(base=base_model, mixture=training_mixture, settings=settings)
         yield from compute.materialize(context, merges.__name__, spec)
@@ -55,7 +55,8 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
         training_mixture: Path,
     ) -> Iterator[dg.Output[Path]]:
         """A transformers folder: the base with a row for each new token, `base.json` and `extension.json`, which gains
-        bits a character by language before and after. All weights of the base are in it bit for bit."""
+        bits a character by language before and after. All weights of the base are in it bit for bit, but for the rows
+        of pruned tokens."""
         spec = embeddings.Spec(
             base=base_model, tokenizer=extended_tokenizer, mixture=training_mixture, max_documents=max_documents
         )
@@ -63,7 +64,8 @@ def extension_assets(settings: Extension, max_documents: int) -> list[Any]:
 
     @dg.asset_check(asset="extended_tokenizer")
     def english_keeps_its_ids(extended_tokenizer: Path) -> dg.AssetCheckResult:
-        """No held-out English line, no code and no chat template gets other token ids than in the base."""
+        """No held-out English line, no code and no chat template gets other token ids than in the base, or where tokens
+        were pruned, other tokens."""
         figures = json.loads((extended_tokenizer / FIGURES).read_text())
         kept = (
             figures["english_lines_changed"] == 0 and figures["code_ids_equal"] and figures["chat_template_ids_equal"]

@@ -13,13 +13,14 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
+from khmer_assets.extension import pruning
 from khmer_assets.foundation.settings import PositiveInt, Settings
 from khmer_assets.tokenizer.bpe import GPT2_PATTERN, KHMER_PATTERN, QWEN2_PATTERN, TrainingSample, texts_of
 from khmer_assets.tokenizer.chat_template import OF_NO_CODE
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FIGURES = "extension.json"
+UNPRUNED = "unpruned"  # the tokenizer before tokens were taken away, in a folder of its own
 LLAMA_CPP_NAME = "qwen35"  # llama.cpp's name of KHMER_PATTERN
 KHMER_MARKS = "\u17b4-\u17d3\u17dd"  # a range within brackets
 KHMER_RUN = re.compile(r" ?[\u1780-\u17d3\u17d7\u17dc\u17dd]+")
@@ -38,7 +40,8 @@ SPACE = "Ġ"  # as byte-level BPE writes it
 SYMBOLS_FROM = 0x10000  # each token present is one character from here on while merges are learned
 MAX_CHANGED = 0.01
 EXAMPLES = 10
-COPIED = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+COPIED = ("chat_template.jinja", "special_tokens_map.json")
+ADDED_TOKENS = "added_tokens.json"
 CODE = """import re\n\n\nclass Counter:\n    \"\"\"Counts words.\"\"\"\n\n    def __init__(self, limit=1_000):
         self.limit = limit\n\t# tabs\tand   spaces\n        self.words = {}\n\n
     def add(self, text: str) -> int:\n        for word in re.findall(r"[a-z]+'?[a-z]*", text.lower()):
@@ -59,11 +62,13 @@ class Extension(Settings):
     training text. `pattern`: what to do where llama.cpp knows no pattern that leaves the base's ids as they are. With
     `exact` they stay, and no GGUF can be made; with `llama_cpp` the model can become GGUF, and the English lines that
     get other ids are listed. For bases with Qwen 2's pattern both are the same, and right: llama.cpp's `qwen35` differs
-    from it in the marks of all scripts alone."""
+    from it in the marks of all scripts alone. `prune`: how many of the base's tokens are taken away, those that the
+    sample needs least; the others then get other ids. It pays where the vocabulary is a large part of a small model."""
 
     merges: PositiveInt = 16_000
     sample_characters: PositiveInt = 20_000_000
     pattern: Literal["exact", "llama_cpp"] = "exact"
+    prune: PositiveInt | None = None
 
 
 class Spec(BaseModel):
@@ -77,8 +82,9 @@ class Spec(BaseModel):
 def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     """Write the base's tokenizer with Khmer tokens as a transformers folder, with `extension.json` of what is returned.
 
-    Raises `Refusal` for a tokenizer that is no byte-level BPE, when the text is too little for the merges, and when
-    other texts than Khmer would get other ids (with the pattern `llama_cpp`: more than 1 % of the English lines).
+    Raises `Refusal` for a tokenizer that is no byte-level BPE, when the text is too little for the merges, when other
+    texts than Khmer would get other ids (with the pattern `llama_cpp`: more than 1 % of the English lines), and when
+    fewer tokens can be pruned than are to be. What pruning itself changes is told, and not refused.
     """
     from tokenizers import Tokenizer
 
@@ -110,8 +116,34 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         **compare(spec.base, run.output, spec.mixture),
     }
     _refuse_changes(figures, spec.settings)
+    if spec.settings.prune is not None:
+        figures |= _pruned(content, sample, figures, spec, run)
     (run.output / FIGURES).write_text(json.dumps(figures, ensure_ascii=False, indent=1))
     return {key: value for key, value in figures.items() if not isinstance(value, list)}
+
+
+def _pruned(
+    content: dict[str, Any], sample: TrainingSample, figures: dict[str, Any], spec: Spec, run: PayloadRun
+) -> dict[str, Any]:
+    """Write the tokenizer again without the tokens that the sample needs least; the figures that this changes."""
+    wanted = spec.settings.prune or 0
+    needed = pruning.needs(content, sample)
+    gone = pruning.prune(content, needed, wanted, figures["first_new_token"])
+    if len(gone) < wanted:
+        raise Refusal(
+            f"only {len(gone)} of the base's tokens can be taken away, for Khmer is built on the others, or they are "
+            f"bytes or special; lower extension.prune ({wanted})"
+        )
+    run.output.rename(run.output.with_name(UNPRUNED))
+    run.output.mkdir()
+    run.output.with_name(UNPRUNED).rename(run.output / UNPRUNED)
+    save(content, spec.base, run.output)
+    return {
+        "pruned_tokens": len(gone),
+        "pruned_share_of_sample": sum(needed[token] for token in gone) / needed.total(),
+        "first_new_token": figures["first_new_token"] - len(gone),
+        **compare(spec.base, run.output, spec.mixture),
+    }
 
 
 def read_tokenizer(base: Path) -> dict[str, Any]:
@@ -258,46 +290,50 @@ def save(content: dict[str, Any], base: Path, target: Path) -> None:
     """Write a `tokenizer.json`, and beside it what else the base's tokenizer has.
 
     Its class becomes the general one, for those of single models cut text by a pattern of their own instead of the
-    file's.
+    file's. Where the other files name ids of added tokens, they are those of the `tokenizer.json`.
     """
     (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     for name in COPIED:
         if (base / name).exists():
             shutil.copyfile(base / name, target / name)
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    if (base / ADDED_TOKENS).exists():
+        (target / ADDED_TOKENS).write_text(json.dumps(added, ensure_ascii=False, indent=1))
     file = base / "tokenizer_config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": OF_NO_CODE}
+    if decoder := config.get("added_tokens_decoder"):
+        config["added_tokens_decoder"] = {str(added[token["content"]]): token for token in decoder.values()}
     (target / file.name).write_text(json.dumps(config, indent=1))
 
 
 def compare(base: Path, extended: Path, mixture: Path) -> dict[str, Any]:
-    """In how many of the held-out English lines, in the code, and in the chat both tokenizers give the same ids.
+    """In how many of the held-out English lines, in the code, and in the chat both tokenizers give the same ids, or,
+    where they have moved because tokens were pruned, the same tokens.
 
     A line that quotes Khmer is none of them: its ids are to change.
     """
     from transformers import AutoTokenizer
 
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in (base, extended))
+    vocabulary = new.get_vocab()
+    moved = {identity: vocabulary.get(token) for token, identity in old.get_vocab().items()}
+
+    def is_as_before(before: Sequence[int], after: Sequence[int]) -> bool:
+        return [moved[identity] for identity in before] == list(after)
+
     held_out = (line for text in texts_of(mixture, "validation", "eng") for line in text.splitlines())
     lines = [line for line in held_out if line.strip() and KHMER_CHARACTERS.isdisjoint(line)]
-    changed = changed_lines(old, new, lines)
-    chat = True
-    if old.chat_template:
-        chat = len({str(t.apply_chat_template(CHAT, return_dict=False)) for t in (old, new)}) == 1
+    before, after = (t(lines)["input_ids"] if lines else [] for t in (old, new))
+    changed = [line for line, a, b in zip(lines, before, after, strict=True) if not is_as_before(a, b)]
+    chats = [t.apply_chat_template(CHAT, return_dict=False) for t in (old, new)] if old.chat_template else [[], []]
     return {
         "english_lines": len(lines),
         "english_lines_changed": len(changed),
         "examples_of_changed_lines": changed[:EXAMPLES],
-        "code_ids_equal": old(CODE)["input_ids"] == new(CODE)["input_ids"],
-        "chat_template_ids_equal": chat,
+        "code_ids_equal": is_as_before(old(CODE)["input_ids"], new(CODE)["input_ids"]),
+        "chat_template_ids_equal": is_as_before(*chats),
     }
-
-
-def changed_lines(old: Any, new: Any, lines: list[str]) -> list[str]:
-    """The lines for which two transformers tokenizers give different ids."""
-    if not lines:
-        return []
-    return [line for line, a, b in zip(lines, *(t(lines)["input_ids"] for t in (old, new)), strict=True) if a != b]
 
 
 def _refuse_changes(figures: dict[str, Any], settings: Extension) -> None:

@@ -83,7 +83,8 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
         "tokens_by_source": by_source.to_dicts(),
     }
     if spec.former is not None:
-        new = set(trained.get_vocab().values()) - set(former.get_vocab().values())
+        known = former.get_vocab()
+        new = {identity for token, identity in trained.get_vocab().items() if token not in known}
         report["unused_new_tokens"] = len(new - used) / max(1, len(new))
         report["held_out_characters"] = sum(characters.values())
     (run.output / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1))
