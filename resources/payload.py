@@ -140,6 +140,9 @@ def run_payload(name: str) -> int:
     leads = os.environ.get("RANK", "0") == "0"
     with open_dagster_pipes() if leads else nullcontext() as pipes:
         extras = pipes.extras if pipes else _extras()
+        # Transformers imports scikit-learn where it is there, which takes a fifth of its own import, for a way of
+        # generating that no payload asks for. It is there because MLflow needs it.
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # so Python marks what must not be imported
         module = importlib.import_module(name)
         run = PayloadRun(Path(extras["work"]), pipes)
         try:

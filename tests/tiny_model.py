@@ -141,3 +141,14 @@ def save_tiny_mixture(folder: Path) -> Path:
         }
     ).write_parquet(folder / "data.parquet")
     return folder
+
+
+def save_embedder(tokenizer: Path, folder: Path) -> Path:
+    """A random static embedding of the tokens of a model's folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    module = StaticEmbedding(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), embedding_dim=16)
+    SentenceTransformer(modules=[module]).save(str(folder))
+    return folder

@@ -4,6 +4,7 @@ The embedder "hashing" counts character n-grams in a fixed number of dimensions 
 is a sentence-transformers model, a folder or a hub name.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ def embedder(name: str) -> Embedder:
             return _of_length_one(hashed_counts(Texts.of(pl.Series(texts)), HASHING_NGRAM, HASHING_DIMENSIONS))
 
         return count
+    if sys.modules.get("sklearn", ...) is None:  # a payload does without it, sentence-transformers does not
+        del sys.modules["sklearn"]
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(name)

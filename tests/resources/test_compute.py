@@ -19,6 +19,7 @@ from khmer_assets.foundation.home import PROJECT
 from resources.compute import Compute
 from resources.storage import FoldersIOManager, MissingArtifact, Store
 from tests.resources import counting_payload
+from tests.tiny_model import save_embedder, save_tool_model
 
 PAYLOAD = "tests.resources.counting_payload"
 
@@ -45,6 +46,12 @@ def test_figures_become_metadata_and_the_output_becomes_the_artifact(tmp_path):
     assert metadata["started_at"].value == 0
     assert metadata["peak_memory_mb"].value > 0
     assert (Store(str(tmp_path / "store"), tmp_path).current("counted") / "count.txt").read_text() == "2"
+
+
+@pytest.mark.slow
+def test_transformers_does_without_scikit_learn_in_a_payload_and_an_embedder_has_it(tmp_path):
+    embedder = save_embedder(save_tool_model(tmp_path / "model"), tmp_path / "embedder")
+    assert count(tmp_path, counting_payload.Spec(until=1, embedder=str(embedder))).success
 
 
 def test_a_core_is_left_to_environments_that_are_still_built(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from resources.model_server import ModelServer
 from tests.resources.test_model_server import free_port
 from tests.server.api import ROWS, Api
 from tests.server.test_llama_cpp import gguf_of
-from tests.tiny_model import RAIN, TOOL_MODEL_LENGTH, WEATHER, save_tool_model
+from tests.tiny_model import RAIN, TOOL_MODEL_LENGTH, WEATHER, save_embedder, save_tool_model
 
 CONTEXT = TOOL_MODEL_LENGTH
 PAGE = (PROJECT / "docs" / "serving.md").read_text()
@@ -62,17 +62,6 @@ def server(tmp_path_factory):
     server.deploy(gguf_of(tools, None), "a" * 16, CONTEXT)
     yield server
     server.stop()
-
-
-def save_embedder(tokenizer: Path, folder: Path) -> Path:
-    """A random static embedding of the tokens of a model's folder."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer
-
-    module = StaticEmbedding(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), embedding_dim=16)
-    SentenceTransformer(modules=[module]).save(str(folder))
-    return folder
 
 
 @pytest.fixture
