@@ -1,6 +1,6 @@
 """What Dagster's blocking checks say of the newest version of an asset, whichever run evaluated them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -72,11 +72,12 @@ def runs_of_evaluations(instance: dg.DagsterInstance, graph: Any) -> set[str]:
     }
 
 
-def require_checks(context: dg.AssetExecutionContext) -> None:
-    """Raise `dg.Failure` while a blocking check upstream is not met."""
+def require_checks(context: dg.AssetExecutionContext, unused: Collection[dg.AssetKey] = ()) -> None:
+    """Raise `dg.Failure` while a blocking check upstream is not met. What is not in the artifact, though the graph says
+    that it may be, is `unused`: it is not asked, nor what only it is made of."""
     graph = context.job_def.asset_layer.asset_graph.source_asset_graph  # whole, though the job may be a part of it
     partition = context.partition_key if context.has_partition_key else None
-    if unmet := unmet_checks(context.instance, graph, context.asset_key, partition):
+    if unmet := unmet_checks(context.instance, graph, context.asset_key, partition, unused):
         raise dg.Failure(
             "no release, for these blocking checks are not met:\n"
             + "\n".join(f"- {line}" for line in unmet)
@@ -86,7 +87,11 @@ def require_checks(context: dg.AssetExecutionContext) -> None:
 
 
 def unmet_checks(
-    instance: dg.DagsterInstance, graph: AssetGraph, asset: dg.AssetKey, partition: str | None = None
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    asset: dg.AssetKey,
+    partition: str | None = None,
+    unused: Collection[dg.AssetKey] = (),
 ) -> list[str]:
     """Why `asset` may not be made yet: a line a blocking check upstream that fails or has not judged the newest.
 
@@ -95,7 +100,7 @@ def unmet_checks(
     """
     own = graph.get(asset).partitions_def
     lines = []
-    for upstream in sorted(graph.get_ancestor_asset_keys(asset)):
+    for upstream in sorted(_upstream(graph, asset, unused)):
         name = upstream.to_user_string()
         alike = own is not None and graph.get(upstream).partitions_def == own
         for check in blocking_checks(graph, upstream):
@@ -103,3 +108,13 @@ def unmet_checks(
                 if reason := unmet(instance, check, judged):
                     lines.append(f"{name} ({judged}): {reason}" if judged else f"{name}: {reason}")
     return lines
+
+
+def _upstream(graph: AssetGraph, asset: dg.AssetKey, unused: Collection[dg.AssetKey]) -> set[dg.AssetKey]:
+    found: set[dg.AssetKey] = set()
+    waiting = [asset]
+    while waiting:
+        parents = graph.get(waiting.pop()).parent_keys - found - set(unused)
+        found |= parents
+        waiting += parents
+    return found

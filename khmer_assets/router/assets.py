@@ -1,6 +1,5 @@
 """The assets of the router: its training, and its deployment."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,15 +99,17 @@ def router_assets(
         tags=ON_DEMAND,
     )
     def served_router(context: dg.AssetExecutionContext, model_server: ModelServer, router: Path) -> Path:
-        """`endpoint.json`: where `khmer-auto` answers. Refused while a blocking check upstream is not met."""
-        require_checks(context)
+        """`endpoint.json`: where `khmer-auto` answers. Refused while a blocking check upstream is not met, of adapters
+        that the router does not know left aside."""
+        about = About.model_validate_json((router / ABOUT).read_text())
+        unknown = [pair for name, pair in others.items() if name not in about.domains]
+        require_checks(context, {dg.AssetKey(asset) for pair in unknown for asset in pair})
         try:
             folder = load_router(model_server, router, stronger, context.log.info)
         except ModelServerError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
         context.add_output_metadata(
-            {"address": dg.MetadataValue.url(model_server.base_url), "model": AUTO_NAME}
-            | json.loads((router / ABOUT).read_text())["figures"]
+            {"address": dg.MetadataValue.url(model_server.base_url), "model": AUTO_NAME} | about.figures
         )
         return folder
 
