@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from khmer_assets.router import train
 from khmer_assets.router.learning import Asked, scaling_of
 from khmer_assets.server.confidence import Scaling, score
 from khmer_assets.server.router_file import Router
+from khmer_assets.server.routing import instructions_of
 from khmer_assets.server.state import AUTO_NAME, MODEL_NAME
 from resources.model_server import ModelServer
 from resources.payload import PayloadRun
@@ -130,7 +131,7 @@ def _messages(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 def prefix_scaling(asked: list[Asked], tokens: int) -> Scaling | None:
     """The scaling of the first tokens of answers; nothing where they tell nothing."""
-    cut = [Asked(one.question, one.own, one.right, one.by_adapter, one.logprobs[:tokens]) for one in asked]
+    cut = [replace(one, logprobs=one.logprobs[:tokens]) for one in asked]
     return scaling_of(cut)[0]
 
 
@@ -214,13 +215,14 @@ def measured(
             right=found[MODEL_NAME].text == chat[-1]["content"].strip(),
             by_adapter={n: found[f"{MODEL_NAME}-{n}"].text == chat[-1]["content"].strip() for n in adapters},
             logprobs=found["told"].logprobs,
+            instructions=instructions_of((message["role"], message["content"]) for message in chat),
         )
         for (own, chat), found in zip(asked, streams, strict=True)
     ]
     ways = {"question": AUTO_NAME, "whole answer": "whole"}
     picks = {way: [_answerer(found[key].route) for found in streams] for way, key in ways.items()}
     rows = [_row("never (the model)", items, [None] * len(items))]
-    rows.append(_row("always (the likeliest adapter)", items, [router.guess(one.question) for one in items]))
+    rows.append(_row("always (the likeliest adapter)", items, [router.guess(*one.texts) for one in items]))
     by_model = [found for found in streams if found[AUTO_NAME].route == MODEL_NAME]
     ratio = _median(by_model, AUTO_NAME) / _median(by_model, MODEL_NAME)
     rows.append({**_row("khmer-auto, streamed: on the question", items, picks["question"]), "first token": ratio})
@@ -266,7 +268,7 @@ def _on_prefix(items: list[Asked], router: Router, scaling: Scaling | None, coun
     for one in items:
         confidence = scaling.confidence(one.logprobs[:count]) if scaling else None
         sure = confidence is not None and confidence >= router.about.threshold
-        chosen.append(None if sure else router.domain(one.question, confidence))
+        chosen.append(None if sure else router.domain(*one.texts, confidence))
     return chosen
 
 

@@ -47,7 +47,7 @@ def router_assets(
         pool=GPU_POOL,
         ins={"model": dg.AssetIn(model)},
         deps=[asset for pair in others.values() for asset in pair],
-        code_version=code_version(1, settings=trained, seed=seed, tokens=[context_length, max_new_tokens]),
+        code_version=code_version(2, settings=trained, seed=seed, tokens=[context_length, max_new_tokens]),
         tags=ON_DEMAND,
     )
     def router(

@@ -21,13 +21,16 @@ class Classifier(NamedTuple):
     of_figures: Floats
     biases: Floats
 
-    def chances(self, texts: Sequence[str], figures: Floats) -> Floats:
-        """Of each class (texts, classes)."""
+    def chances(self, texts: Sequence[Sequence[str]], figures: Floats) -> Floats:
+        """Of each class (texts, classes); `texts[i]` are those that are seen together."""
         return _softmax(_matrix(texts) @ self.weights + figures @ self.of_figures + self.biases)
 
 
-def fit(texts: Sequence[str], figures: Floats, targets: NDArray[np.int64], classes: int, strength: float) -> Classifier:
-    """Learn the class `targets[i]` of each text with its `figures` (texts, figures).
+def fit(
+    texts: Sequence[Sequence[str]], figures: Floats, targets: NDArray[np.int64], classes: int, strength: float
+) -> Classifier:
+    """Learn the class `targets[i]` of the texts `texts[i]`, which are seen together, with their `figures` (texts,
+    figures).
 
     `strength`: how much the texts count against small weights (scikit-learn's C). What is fitted is the same each time.
     """
@@ -55,10 +58,10 @@ def fit(texts: Sequence[str], figures: Floats, targets: NDArray[np.int64], class
     return Classifier(weights, fitted[len(seen) : -1], fitted[-1])
 
 
-def _matrix(texts: Sequence[str]) -> Any:  # a csr_matrix (texts, buckets)
+def _matrix(texts: Sequence[Sequence[str]]) -> Any:  # a csr_matrix (texts, buckets)
     from scipy.sparse import csr_matrix
 
-    found = [ngrams(text) for text in texts]
+    found = [ngrams(*together) for together in texts]
     starts = np.cumsum([0, *(buckets.size for buckets, _ in found)])
     buckets = np.concatenate([one for one, _ in found]) if found else np.empty(0, np.int64)
     values = np.concatenate([one for _, one in found]) if found else np.empty(0)

@@ -30,14 +30,14 @@ def learn(questions: Sequence[str]) -> Classifier:
     known = {text for text, _ in examples(held_out=True)}
     asked = sorted(set(questions) - known, key=digest_of)[: 2 * len(examples(held_out=False))]  # more make it deaf
     pairs = examples(held_out=False) + [(question, False) for question in asked]
-    texts = [text for text, _ in pairs]
+    texts = [(text,) for text, _ in pairs]
     targets = np.array([int(unhappy) for _, unhappy in pairs])
     return fit(texts, np.empty((len(texts), 0)), targets, 2, STRENGTH)
 
 
 def figures(detector: Classifier, examples: Sequence[Example]) -> dict[str, float]:
     """The share of examples that it tells right, of unhappy ones that it finds, of others that it takes for such."""
-    found = detector.chances([text for text, _ in examples], np.empty((len(examples), 0)))[:, 1] >= DISSATISFIED
+    found = detector.chances([(text,) for text, _ in examples], np.empty((len(examples), 0)))[:, 1] >= DISSATISFIED
     unhappy = np.array([unhappy for _, unhappy in examples])
     return {
         "detector_accuracy": float((found == unhappy).mean()),

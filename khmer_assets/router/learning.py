@@ -26,13 +26,20 @@ STRENGTHS = (3.0, 30.0)
 @dataclass(frozen=True)
 class Asked:
     """A held-out chat: whose it is (`own`: an adapter, or None for the model's), its last `question`, whether the
-    model's answer was `right` and each adapter's, and the log-probabilities of the tokens of the model's own."""
+    model's answer was `right` and each adapter's, the log-probabilities of the tokens of the model's own, and the
+    `instructions` of the system that stand before."""
 
     question: str
     own: str | None
     right: bool
     by_adapter: dict[str, bool]
     logprobs: list[float]
+    instructions: str = ""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What the domain is told from."""
+        return self.instructions, self.question
 
     def is_right(self, answerer: str | None) -> bool:
         """Whether this one's answer was; None: the model's."""
@@ -132,9 +139,9 @@ def judged(asked: Sequence[Asked], domains: Sequence[str], threshold: float, see
         for one in (one for one, own in zip(asked, part, strict=True) if own == test):
             confidence = scaling.confidence(one.logprobs)
             sure = confidence is not None and confidence >= threshold
-            picks["always"].append((one, router.guess(one.question)))
-            picks["streamed"].append((one, router.domain(one.question)))
-            picks["whole"].append((one, None if sure else router.domain(one.question, confidence)))
+            picks["always"].append((one, router.guess(*one.texts)))
+            picks["streamed"].append((one, router.domain(*one.texts)))
+            picks["whole"].append((one, None if sure else router.domain(*one.texts, confidence)))
     right = {name: float(np.mean([one.is_right(pick) for one, pick in chosen])) for name, chosen in picks.items()}
     routed = {
         f"routing_accuracy_{name}": float(np.mean([one.is_well_routed(pick) for one, pick in picks[name]]))
@@ -159,11 +166,11 @@ def _fit(asked: Sequence[Asked], domains: Sequence[str], scaling: Scaling, stren
     """Each chat twice: with the confidence, and as a question that nobody has answered yet."""
     targets = np.array(_targets(asked, domains) * 2)
     figures = np.concatenate([_features(asked, scaling), np.zeros((len(asked), 1))])
-    return fit([one.question for one in asked] * 2, figures, targets, len(domains) + 1, strength)
+    return fit([one.texts for one in asked] * 2, figures, targets, len(domains) + 1, strength)
 
 
 def _loss(classifier: Classifier, asked: Sequence[Asked], domains: Sequence[str], scaling: Scaling) -> float:
-    chances = classifier.chances([one.question for one in asked], _features(asked, scaling))
+    chances = classifier.chances([one.texts for one in asked], _features(asked, scaling))
     return float(-np.log(np.maximum(chances[np.arange(len(asked)), _targets(asked, domains)], 1e-12)).mean())
 
 

@@ -18,6 +18,7 @@ from khmer_assets.foundation.settings import Name, PositiveInt, Ratio, Settings
 from khmer_assets.foundation.tables import markdown_table
 from khmer_assets.instructions.chats import chats_of
 from khmer_assets.router.learning import Asked, TooFew, learn
+from khmer_assets.server.routing import instructions_of
 from resources.payload import PayloadRun, Refusal
 
 ASKED = "asked.jsonl"  # a line a chat: who was right
@@ -65,7 +66,13 @@ def main(spec: Spec, run: PayloadRun) -> dict[str, Any]:
     router.save(run.output)
     with (run.output / ASKED).open("w") as file:
         for one in asked:
-            told = {"question": one.question, "own": one.own, "model": one.right, **one.by_adapter}
+            told = {
+                "instructions": one.instructions,
+                "question": one.question,
+                "own": one.own,
+                "model": one.right,
+                **one.by_adapter,
+            }
             file.write(json.dumps(told, ensure_ascii=False) + "\n")
     rows = []
     for name in (None, *domains):
@@ -116,6 +123,7 @@ def asked_of(spec: Spec, run: PayloadRun) -> list[Asked]:
             right=model[place]["text"] == chat[-1]["content"].strip(),
             by_adapter={name: by_adapter[name][place]["text"] == chat[-1]["content"].strip() for name in adapters},
             logprobs=model[place]["logprobs"],
+            instructions=instructions_of((message["role"], message["content"]) for message in chat),
         )
         for place, (whose, chat) in enumerate(chats)
     ]

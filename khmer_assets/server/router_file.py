@@ -39,7 +39,7 @@ class About(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     base: str
     domains: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(min_length=1, max_length=256)]
     biases: tuple[float, ...]
@@ -101,28 +101,30 @@ class Router:
         np.save(folder / WEIGHTS, self.weights, allow_pickle=False)
         (folder / ABOUT).write_text(self.about.model_dump_json(indent=1))
 
-    def chances(self, question: str, confidence: float | None = None) -> list[float]:
-        """The chance of no domain, and of each domain, to be the one that answers best; `confidence`: in the model's
-        own answer, if there is one."""
+    def chances(self, instructions: str, question: str, confidence: float | None = None) -> list[float]:
+        """The chance of no domain, and of each domain, to be the one that answers best a question after instructions;
+        `confidence`: in the model's own answer, if there is one."""
         about = self.about
         known = 0.0 if confidence is None else confidence - 0.5
         logits = [
             logit + bias + known * weight
-            for logit, bias, weight in zip(self._logits(question)[:-1], about.biases, about.of_confidence, strict=True)
+            for logit, bias, weight in zip(
+                self._logits(instructions, question)[:-1], about.biases, about.of_confidence, strict=True
+            )
         ]
         highest = max(logits)
         odds = [math.exp(logit - highest) for logit in logits]
         return [one / sum(odds) for one in odds]
 
-    def domain(self, question: str, confidence: float | None = None) -> str | None:
+    def domain(self, instructions: str, question: str, confidence: float | None = None) -> str | None:
         """The adapter whose domain the question is in; None for none."""
-        chances = self.chances(question, confidence)
+        chances = self.chances(instructions, question, confidence)
         best = max(range(len(chances)), key=chances.__getitem__)
         return self.about.domains[best - 1] if best else None
 
-    def guess(self, question: str) -> str:
+    def guess(self, instructions: str, question: str) -> str:
         """The likeliest adapter, be the question in no domain."""
-        chances = self.chances(question)[1:]
+        chances = self.chances(instructions, question)[1:]
         return self.about.domains[max(range(len(chances)), key=chances.__getitem__)]
 
     def dissatisfaction(self, turn: str) -> float:
@@ -130,8 +132,8 @@ class Router:
         logit = self._logits(turn)[-1] + self.about.dissatisfaction
         return 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
 
-    def _logits(self, text: str) -> Sequence[float]:
-        buckets, values = self._ngrams(text)
+    def _logits(self, *texts: str) -> Sequence[float]:
+        buckets, values = self._ngrams(*texts)
         found: list[float] = (values @ self.weights[buckets]).tolist()
         return found
 

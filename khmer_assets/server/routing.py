@@ -4,14 +4,15 @@ What belongs here: the decision, from what was said. What does not: what the rou
 the request on its way (`routed_answer.py`).
 
 A whole answer is first asked of the model, and is the user's where its confidence reaches the threshold; else the
-question and the confidence decide. A stream is decided by the question alone: few tokens of an answer say less, and
-more would have to be held back (`benchmarks/router.py` measures both). Who is not satisfied goes one step further at
-each turn that says so: from the model to the adapter of the question's domain, and on to the stronger model.
+question, the instructions before it and the confidence decide. A stream is decided without the confidence: few tokens
+of an answer say less, and more would have to be held back (`benchmarks/router.py` measures both). Who is not satisfied
+goes one step further at each turn that says so: from the model to the adapter of the question's domain, and on to the
+stronger model.
 """
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -52,12 +53,18 @@ class Former(NamedTuple):
 
 @dataclass(frozen=True)
 class Said:
-    """What a conversation says. `question`: what is to be answered. `dissatisfied`: whether the last turn says that the
-    answer before it was not good; `ever`: whether any turn did."""
+    """What a conversation says. `question`: what is to be answered, as the `instructions` of the system say.
+    `dissatisfied`: whether the last turn says that the answer before it was not good; `ever`: whether any turn did."""
 
+    instructions: str
     question: str
     dissatisfied: bool
     ever: bool
+
+
+def instructions_of(messages: Iterable[tuple[str, str]]) -> str:
+    """What the system says in messages (role, text)."""
+    return "\n".join(text for role, text in messages if role in ("system", "developer"))
 
 
 def said(router: Router, messages: Sequence[AnyMessage]) -> Said:
@@ -72,7 +79,8 @@ def said(router: Router, messages: Sequence[AnyMessage]) -> Said:
     unhappy = [after and router.dissatisfaction(text) >= DISSATISFIED for text, after in turns]
     questions = [text for (text, _), complains in zip(turns, unhappy, strict=True) if not complains]
     question = questions[-1] if questions else turns[-1][0] if turns else ""
-    return Said(question, bool(unhappy) and unhappy[-1], any(unhappy))
+    instructions = instructions_of((message.role, message.text()) for message in messages)
+    return Said(instructions, question, bool(unhappy) and unhappy[-1], any(unhappy))
 
 
 class Guide:
@@ -85,7 +93,7 @@ class Guide:
 
     def first(self, told: Said, former: Former | None) -> Route:
         """Who is to answer what was said, before anybody has. `former`: who gave the last answer, if it is known."""
-        route = self._of_domain(self.router.domain(told.question), "question")
+        route = self._of_domain(told, "question")
         if not told.ever:
             return route
         ladder = [name for name in (route.name, self.stronger) if name not in ("", MODEL_NAME)]
@@ -97,12 +105,13 @@ class Guide:
     def second(self, told: Said, confidence: float | None) -> Route:
         """Who answers when the model has, with this confidence."""
         if confidence is None:
-            return self._of_domain(self.router.domain(told.question), "question")
+            return self._of_domain(told, "question")
         if confidence >= self.router.about.threshold:
             return Route(MODEL_NAME, "sure")
-        return self._of_domain(self.router.domain(told.question, confidence), "unsure")
+        return self._of_domain(told, "unsure", confidence)
 
-    def _of_domain(self, domain: str | None, reason: Reason) -> Route:
+    def _of_domain(self, told: Said, reason: Reason, confidence: float | None = None) -> Route:
+        domain = self.router.domain(told.instructions, told.question, confidence)
         if domain is None:
             return Route(MODEL_NAME, "question")
         name = f"{MODEL_NAME}-{domain}"

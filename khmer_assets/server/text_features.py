@@ -21,7 +21,13 @@ _SHIFT = np.uint64(32)
 _BUCKET_SHIFT = np.uint64(64 - BITS)
 
 
-def ngrams(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def ngrams(*texts: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The buckets of texts that are seen together, and their weights; those of one do not weaken another's."""
+    found = [_ngrams(text) for text in texts]
+    return np.concatenate([buckets for buckets, _ in found]), np.concatenate([weights for _, weights in found])
+
+
+def _ngrams(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The buckets of a text, each once, and the weight of each: 1 + ln of how often, all together of length 1."""
     if len(text) > CHARACTERS:
         text = f"{text[: CHARACTERS // 2]} {text[-CHARACTERS // 2 :]}"

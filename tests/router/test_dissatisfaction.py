@@ -29,7 +29,9 @@ def test_questions_that_people_ask_are_no_complaints_and_do_not_teach_what_is_he
     other = learn([text for text, _ in held_out])
     assert (other.weights == learn([]).weights).all()
     questions = [(text, False) for found in QUESTIONS.values() for text in found]
-    found = dissatisfaction.learn([text for text, _ in questions]).chances([t for t, _ in questions], _none(questions))
+    found = dissatisfaction.learn([text for text, _ in questions]).chances(
+        [(t,) for t, _ in questions], _none(questions)
+    )
     assert (found[:, 1] < 0.5).all()
 
 

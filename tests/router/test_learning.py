@@ -49,8 +49,23 @@ def test_its_figures_and_that_it_gains(router):
     assert found["streamed"] == found["whole"] == found["router"] == found["oracle"]
     assert found["routing_accuracy_streamed"] == 1 and found["ece"] <= 0.1 and found["chats"] == 100
     assert router.about.gains and router.about.base == "b" * 16
-    assert router.domain("សូមសរសេរលេខ ៩៧៥ ជាអក្សរ") == "numbers" and router.domain("តើមេឃមានពណ៌អ្វី?") is None
+    assert router.domain("", "សូមសរសេរលេខ ៩៧៥ ជាអក្សរ") == "numbers"
+    assert router.domain("", "តើមេឃមានពណ៌អ្វី?") is None
     assert router.about.scaling.confidence(SURE) >= 0.8 > router.about.scaling.confidence(UNSURE)
+
+
+def test_instructions_tell_the_domain_where_the_question_does_not_and_others_change_nothing():
+    instructions = "Correct the text. Answer with JSON alone."
+    questions = [other(place).question for place in range(60)]
+    plain = [Asked(question, None, True, {"tutor": False}, SURE) for question in questions]
+    corrections = [Asked(question, "tutor", False, {"tutor": True}, UNSURE, instructions) for question in questions]
+    router = learn([*plain, *corrections], ["tutor"], "b" * 16, 0.8, seed=1)
+    assert router.about.figures["routing_accuracy_streamed"] == 1
+    question = "តើផ្កានេះមានពណ៌អ្វី?"
+    assert router.domain(instructions, question) == "tutor"
+    assert router.domain("Correct the spelling of the text. Answer with JSON alone.", question) == "tutor"
+    for elsewhere in ("", "អ្នកជាជំនួយការដ៏មានប្រយោជន៍។", "You are a helpful assistant of a library in Phnom Penh."):
+        assert router.domain(elsewhere, question) is None
 
 
 def test_the_same_chats_give_the_same_router(router):
@@ -79,5 +94,5 @@ def test_too_few_chats_are_refused_and_answers_without_tokens_left_out():
 
 def test_a_figure_beside_the_text_counts():
     texts, figures = ["ក", "ខ"] * 20, np.array([[0.5], [-0.5]] * 20)
-    found = fit(["ស្រូវ"] * 40, figures, np.array([0, 1] * 20), 2, 30.0)
-    assert (found.chances(["ស្រូវ"] * 40, figures).argmax(1) == [0, 1] * 20).all() and len(texts) == 40
+    found = fit([["ស្រូវ"]] * 40, figures, np.array([0, 1] * 20), 2, 30.0)
+    assert (found.chances([["ស្រូវ"]] * 40, figures).argmax(1) == [0, 1] * 20).all() and len(texts) == 40

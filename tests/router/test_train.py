@@ -56,7 +56,7 @@ def test_who_was_right_is_learned_and_nothing_is_asked_twice(spec, tmp_path, mon
     assert figures["router"] > figures["never"] and "| numbers | 20 |" in figures["right"]
     router = Router.load(run.output)
     assert router.about.domains == ("numbers",) and router.about.base == spec.model.name
-    assert router.domain("លេខ 7 អានថា?") == "numbers" and router.domain("តើស្រូវ7ជាអ្វី?") is None
+    assert router.domain("", "លេខ 7 អានថា?") == "numbers" and router.domain("", "តើស្រូវ7ជាអ្វី?") is None
     lines = [json.loads(line) for line in (run.output / train.ASKED).read_text().splitlines()]
     assert sum(line["model"] for line in lines if line["own"] is None) > 36
 

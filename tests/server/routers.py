@@ -39,7 +39,7 @@ QUESTIONS = {
 def learned(base: str = BASE) -> Router:
     """Knows the domain of numbers from any other, and who is not satisfied."""
     texts = [(text, int(domain == "numbers")) for domain, found in QUESTIONS.items() for text in found]
-    domain = fit([t for t, _ in texts], np.zeros((len(texts), 1)), np.array([n for _, n in texts]), 2, 30.0)
+    domain = fit([("", t) for t, _ in texts], np.zeros((len(texts), 1)), np.array([n for _, n in texts]), 2, 30.0)
     figures = {"never": 0.5, "always": 0.4, "router": 0.9, "oracle": 0.9}
     detector = dissatisfaction.learn([text for text, _ in texts])
     return as_file(domain, detector, ["numbers"], base, 0.8, Scaling(slope=1, offset=0), figures)

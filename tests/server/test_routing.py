@@ -44,6 +44,13 @@ def test_what_a_conversation_says(turns, question, dissatisfied, ever):
     assert (found.question, found.dissatisfied, found.ever) == (question, dissatisfied, ever)
 
 
+def test_instructions_are_of_the_system_and_the_developer_and_no_turn_of_a_user():
+    messages = [("system", "Answer in Khmer."), ("developer", "Be brief."), ("user", CAPITAL)]
+    found = said(learned(), MESSAGES.validate_python([{"role": role, "content": text} for role, text in messages]))
+    assert (found.instructions, found.question) == ("Answer in Khmer.\nBe brief.", CAPITAL)
+    assert guide("khmer-numbers").first(read(NUMBER), None).name == "khmer-numbers"
+
+
 def test_first_by_the_question():
     assert guide("khmer-numbers").first(read(NUMBER), None) == ("khmer-numbers", "question")
     assert guide("khmer-numbers").first(read(CAPITAL), None) == ("khmer", "question")

@@ -31,6 +31,12 @@ def test_weights_have_length_1_and_nothing_has_none():
     assert all(part.size == 0 for part in ngrams(" \u200b\n"))
 
 
+def test_texts_that_are_seen_together_do_not_weaken_each_other():
+    first, second = ngrams("Answer with JSON alone."), ngrams("ខុសហើយ")
+    both = ngrams("Answer with JSON alone.", "ខុសហើយ")
+    assert all(np.array_equal(np.concatenate(parts), found) for *parts, found in zip(first, second, both, strict=True))
+
+
 def test_of_a_long_text_both_ends_count_and_no_more():
     long = "ក" * 5000 + "ខ" * 100_000 + "គ" * 5000
     assert np.array_equal(ngrams(long)[0], ngrams("ក" * (CHARACTERS // 2) + " " + "គ" * (CHARACTERS // 2))[0])
