@@ -127,6 +127,8 @@ def _pruned(
 ) -> dict[str, Any]:
     """Write the tokenizer again without the tokens that the sample needs least; the figures that this changes."""
     wanted = spec.settings.prune or 0
+    (run.output / UNPRUNED).mkdir()
+    save(content, spec.base, run.output / UNPRUNED)
     needed = pruning.needs(content, sample)
     gone = pruning.prune(content, needed, wanted, figures["first_new_token"])
     if len(gone) < wanted:
@@ -134,9 +136,6 @@ def _pruned(
             f"only {len(gone)} of the base's tokens can be taken away, for Khmer is built on the others, or they are "
             f"bytes or special; lower extension.prune ({wanted})"
         )
-    run.output.rename(run.output.with_name(UNPRUNED))
-    run.output.mkdir()
-    run.output.with_name(UNPRUNED).rename(run.output / UNPRUNED)
     save(content, spec.base, run.output)
     return {
         "pruned_tokens": len(gone),
@@ -298,12 +297,17 @@ def save(content: dict[str, Any], base: Path, target: Path) -> None:
             shutil.copyfile(base / name, target / name)
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     if (base / ADDED_TOKENS).exists():
-        (target / ADDED_TOKENS).write_text(json.dumps(added, ensure_ascii=False, indent=1))
+        named = {
+            token: added.get(token, former) for token, former in json.loads((base / ADDED_TOKENS).read_text()).items()
+        }
+        (target / ADDED_TOKENS).write_text(json.dumps(named, ensure_ascii=False, indent=1))
     file = base / "tokenizer_config.json"
     config = json.loads(file.read_text()) if file.exists() else {}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": OF_NO_CODE}
     if decoder := config.get("added_tokens_decoder"):
-        config["added_tokens_decoder"] = {str(added[token["content"]]): token for token in decoder.values()}
+        config["added_tokens_decoder"] = {
+            str(added.get(token["content"], former)): token for former, token in decoder.items()
+        }
     (target / file.name).write_text(json.dumps(config, indent=1))
 
 
