@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from khmer_assets.foundation.home import PROJECT
+from tests.ports import free_port
 from tests.server.gateways import WORDS, front
-from tests.server.test_supervisor import certificate, free_port, wait_until
+from tests.server.test_supervisor import certificate, wait_until
 
 CHAT = {"model": "khmer", "messages": [{"role": "user", "content": "តើថ្ងៃនេះជាថ្ងៃអ្វី?"}], "stream": True}
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/bin:/usr/bin")

@@ -14,7 +14,8 @@ from khmer_assets.foundation.home import HOME_VARIABLE, PROJECT
 from khmer_assets.recipe import RECIPE_VARIABLE, SAMPLE_RECIPE
 from khmer_assets.server.engines import known_engines
 from resources.model_server import ModelServer
-from tests.server.test_supervisor import free_port, wait_until
+from tests.ports import free_port
+from tests.server.test_supervisor import wait_until
 from tests.tiny_model import save_tiny_model
 
 

@@ -12,7 +12,7 @@ import yaml
 from khmer_assets.commands import services
 from khmer_assets.foundation.processes import PortInUse
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
-from tests.e2e.test_factory import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

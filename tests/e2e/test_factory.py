@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
 from khmer_assets.training import models as models
 from resources.model_server import ModelServer
 from resources.storage import Store
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -40,12 +40,6 @@ LINES = 1_000
 QUESTION: Any = [{"role": "user", "content": "តើលេខ ២៥ សរសេរជាអក្សរដូចម្តេច?"}]
 PROMPTS = 20
 BFLOAT16_STEP = 2**-7  # of a number, to the next one that bfloat16 can hold
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Factory:

@@ -19,7 +19,7 @@ from khmer_assets.load.serving_benchmark import (
 from khmer_assets.tokenizer.bpe import train_bpe
 from khmer_assets.tokenizer.chat_template import wrap
 from resources.payload import Refusal
-from tests.resources.test_model_server import free_port
+from tests.ports import free_port
 from tests.server.gateways import RELEASE, front
 from tests.tiny_model import KHMER_TEXTS
 

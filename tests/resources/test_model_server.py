@@ -24,6 +24,7 @@ from khmer_assets.server.state import ModelServerError, ModelVersion, ServerStat
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
 from resources.model_server import ModelServer
 from resources.served_router import load_router
+from tests.ports import free_port
 from tests.server.api import ROWS, Api, routed
 from tests.server.routers import NUMBER, learned
 from tests.tiny_model import TOOL_MODEL_LENGTH, save_tiny_adapter, save_tiny_model, save_tool_model
@@ -31,14 +32,6 @@ from tests.tiny_model import TOOL_MODEL_LENGTH, save_tiny_adapter, save_tiny_mod
 QUESTION = "តើថ្ងៃនេះមេឃភ្លៀងទេ?"
 KILLS = 10
 DIGESTS = {name: name * 16 for name in "abcd"}
-
-
-def free_port() -> int:
-    for port in range(8200, 8300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free port between 8200 and 8299")
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from khmer_assets.server.paths import BODIES
 from khmer_assets.server.refusals import Refused
 from khmer_assets.server.state import ModelServerError, ServerState
 from resources.model_server import ModelServer
-from tests.resources.test_model_server import free_port, questions_until, spoil
+from tests.ports import free_port
+from tests.resources.test_model_server import questions_until, spoil
 from tests.tiny_model import KHMER_TEXTS, WEATHER, save_tiny_model
 
 CHAT: list[Any] = [{"role": "user", "content": "តើត្រីនៅផ្សារថ្លៃទេ?"}]

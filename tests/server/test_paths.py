@@ -12,7 +12,7 @@ from khmer_assets.foundation.home import PROJECT
 from khmer_assets.server.keys import KeyFile
 from khmer_assets.server.paths import BODIES, parse
 from resources.model_server import ModelServer
-from tests.resources.test_model_server import free_port
+from tests.ports import free_port
 from tests.server.api import ROWS, Api
 from tests.server.test_llama_cpp import gguf_of
 from tests.tiny_model import RAIN, TOOL_MODEL_LENGTH, WEATHER, save_embedder, save_tool_model

@@ -19,6 +19,7 @@ from khmer_assets.server.keys import secret
 from khmer_assets.server.state import ModelServerError, ModelVersion, ServerState, deployment_lock
 from khmer_assets.server.supervisor import UNHEALTHY_LOOKS, Backoff, Supervisor
 from khmer_assets.server.vllm import VLLM_PYTHON_VARIABLE
+from tests.ports import free_port
 
 RELEASE = ModelVersion(digest="a" * 16, max_model_length=64)
 HANGING = """
@@ -26,11 +27,6 @@ import socket, sys, time
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 time.sleep(600)
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def certificate(folder) -> dict[str, str]:
