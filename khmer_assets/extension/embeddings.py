@@ -121,7 +121,7 @@ def extend(base: Path, tokenizer: Path, target: Path) -> None:
         shutil.copyfile(other, target / other.name)
     config = json.loads((base / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(_moved({**config, "vocab_size": rows}, moved), indent=2))
-    if (generation := base / "generation_config.json").exists():
+    if moved is not None and (generation := base / "generation_config.json").exists():
         (target / generation.name).write_text(json.dumps(_moved(json.loads(generation.read_text()), moved), indent=2))
 
 
