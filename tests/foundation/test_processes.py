@@ -1,12 +1,15 @@
 """Background processes: found again by other commands, stopped with all that they started."""
 
 import json
+import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import IO
 
 import psutil
 import pytest
@@ -87,27 +90,34 @@ def test_what_is_started_by_one_who_ignores_signals_ends_when_it_is_told_to(tmp_
 def test_a_starter_that_is_killed_leaves_nothing_running_that_nobody_knows(tmp_path):
     background = BackgroundProcess(tmp_path, "sleeper")
     script = f"""
+import sys
 from pathlib import Path
 from khmer_assets.foundation.processes import BackgroundProcess
 background = BackgroundProcess(Path({str(tmp_path)!r}), "sleeper")
 print("now", flush=True)
-background.start(["sleep", "0061.5"])
+background.start(["sleep", "60"], pass_fds=[int(sys.argv[1])])
 """
     for _ in range(12):
-        starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        assert starter.stdout is not None
-        assert starter.stdout.readline() == b"now\n"
-        time.sleep(random.uniform(0, 0.03))
-        starter.kill()
-        starter.wait()
-        while any("0061.5" in words and words[0] != "sleep" for words in _commands()):
-            time.sleep(0.02)  # what it has begun is about to run
-        background.stop()
-        assert not [words for words in _commands() if "0061.5" in words]
+        reading, writing = os.pipe()  # it ends with the last of those that the starter has begun, whatever they run
+        starter = subprocess.Popen(
+            [sys.executable, "-c", script, str(writing)], stdout=subprocess.PIPE, pass_fds=[writing]
+        )
+        os.close(writing)
+        with open(reading, "rb") as held, starter:
+            assert starter.stdout is not None
+            assert starter.stdout.readline() == b"now\n"
+            time.sleep(random.uniform(0, 0.03))
+            starter.kill()
+            starter.wait()
+            deadline = time.monotonic() + 20
+            while not _ended(held, 0.02) and not background.is_running() and time.monotonic() < deadline:
+                pass  # what it has begun is about to note who it is
+            background.stop()
+            assert _ended(held, 20)
 
 
-def _commands() -> list[list[str]]:
-    return [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+def _ended(pipe: IO[bytes], seconds: float) -> bool:
+    return bool(select.select([pipe], [], [], seconds)[0])
 
 
 def test_a_command_that_is_not_there_is_told(tmp_path):
