@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from khmer_assets.foundation.settings import mistakes
 from khmer_assets.server.confidence import Scaling
 from khmer_assets.server.state import ModelServerError
 
@@ -91,7 +92,8 @@ class Router:
             if not np.isfinite(weights).all():
                 raise ValueError(f"{WEIGHTS} has values that are no numbers")
         except Exception as error:  # whatever is wrong with a file, all else is served
-            raise ModelServerError(f"the router in {folder} cannot be read: {error}; {REMEDY}") from None
+            reason = "; ".join(mistakes(error, "", ABOUT)) if isinstance(error, ValidationError) else error
+            raise ModelServerError(f"the router in {folder} cannot be read: {reason}; {REMEDY}") from None
         return cls(about, weights)
 
     def save(self, folder: Path) -> None:
