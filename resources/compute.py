@@ -93,9 +93,10 @@ class Compute(dg.ConfigurableResource):
 
 def _a_core_for_builds() -> dict[str, str]:
     """What leaves a core to the environments that `make run` still builds: they are waited for in the end, and threads
-    that share a core with them hold up the others."""
-    building = any(map(environments.is_being_built, (environments.MAIN, environments.VLLM)))
-    return {"OMP_NUM_THREADS": str(cores() - 1)} if building and cores() > 1 else {}
+    that share a core with them hold up the others. A training takes it when they are built."""
+    if "OMP_NUM_THREADS" in os.environ or cores() == 1 or not environments.builds_go_on():
+        return {}
+    return {"OMP_NUM_THREADS": str(cores() - 1), environments.SPARED_CORE_VARIABLE: "1"}
 
 
 def _run_in_child(

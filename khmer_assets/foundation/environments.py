@@ -10,11 +10,17 @@ from khmer_assets.foundation.home import PROJECT
 
 MAIN = Path(sys.prefix)
 VLLM = PROJECT / ".venv-vllm"
+SPARED_CORE_VARIABLE = "KHMER_SPARED_CORE"  # set where a payload leaves a core to builds
 
 
 def wait_until_built(environment: Path) -> None:
     """Wait for as long as a build holds the lock of the environment's folder."""
     _lock_and_release(environment, fcntl.LOCK_SH)
+
+
+def builds_go_on() -> bool:
+    """Whether any of the environments is being built."""
+    return any(map(is_being_built, (MAIN, VLLM)))
 
 
 def is_being_built(environment: Path) -> bool:

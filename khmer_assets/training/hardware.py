@@ -1,9 +1,13 @@
-"""How fast this machine can be at best, and how much of that a training reaches."""
+"""How fast this machine can be at best, how much of that a training reaches, and the cores that it may use."""
 
+import os
 import resource
 from typing import Any
 
 import torch
+
+from khmer_assets.foundation import environments
+from khmer_assets.foundation.workers import cores
 
 # Dense bfloat16 TFLOP/s by the makers' data sheets; the first that stands in the device's name counts.
 PEAK_TFLOPS = {
@@ -29,6 +33,13 @@ def peak_flops() -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((1e12 * tflops for known, tflops in PEAK_TFLOPS.items() if known in name), None)
+
+
+def take_spared_core() -> None:
+    """Compute on all cores from now on if one was left to the builds of environments, and they have ended."""
+    if environments.SPARED_CORE_VARIABLE in os.environ and not environments.builds_go_on():
+        del os.environ[environments.SPARED_CORE_VARIABLE]
+        torch.set_num_threads(cores())
 
 
 def flops_a_token(model: Any, width: int) -> float:

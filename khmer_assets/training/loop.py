@@ -245,6 +245,8 @@ class _Training:
     def _report(self, last: bool) -> None:
         if not last and time.monotonic() - self.reported_at <= REPORT_SECONDS:
             return
+        if self.engine.count == 1:
+            hardware.take_spared_core()
         since, self.reported_at, done = self.reported_at or self.started, time.monotonic(), len(self.curve)
         figures = self._figures()
         if told := hardware.sensors():

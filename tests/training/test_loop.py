@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from khmer_assets.foundation import environments
+from khmer_assets.foundation.files import in_turn
 from khmer_assets.pretraining.decoder import Decoder, new_model
 from khmer_assets.pretraining.packing import PackedSequences
 from khmer_assets.recipe import SAMPLE_RECIPE, Recipe
@@ -192,3 +194,19 @@ def test_after_the_warm_up_the_learning_rate_follows_its_schedule_to_zero(schedu
     settings = SETTINGS.model_copy(update={"learning_rate": 0.1, "warmup_ratio": 0.2, "schedule": schedule})
     rates = {progress: Schedule(settings, steps=10).learning_rate_at(progress) for progress in (0.1, 0.2, *after)}
     assert rates == pytest.approx({0.1: 0.05, 0.2: 0.1, **after})
+
+
+@pytest.mark.parametrize("settings", ["qwen3"], indirect=True)
+def test_the_core_that_is_left_to_builds_is_taken_when_they_have_ended(
+    settings, tokenizer, tmp_path, monkeypatch, request
+):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    monkeypatch.setattr(environments, "VLLM", tmp_path)
+    monkeypatch.setenv(environments.SPARED_CORE_VARIABLE, "1")
+    monkeypatch.setattr(hardware, "cores", lambda: 3)
+    torch.set_num_threads(2)
+    with in_turn(tmp_path):  # as who builds it
+        learn(settings, tokenizer, tmp_path / "meanwhile", 2)
+        assert torch.get_num_threads() == 2
+    learn(settings, tokenizer, tmp_path / "afterwards", 2)
+    assert torch.get_num_threads() == 3
