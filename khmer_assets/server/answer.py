@@ -77,6 +77,8 @@ class Answer:
             await asyncio.wait({answering, listening}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 refused = _refusal(answering)
+            elif self.closed:  # OpenAI's client leaves at the end mark
+                refused = None
             elif listening.done():
                 refused = None
                 self.outcome, self.status = "cancelled", 499
@@ -198,8 +200,9 @@ class Answer:
                     self.record.first_byte = time.monotonic()
                     await self._start(send, 200, "text/event-stream")
                 await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
-                await response.forward(self._pass_on)
-            if self.events.failure is not None:
+                if not self.events.ended:
+                    await response.forward(self._pass_on)
+            if self.events.failure is not None or self.events.ended:
                 break
         if self.events.refusal and not self.started:
             self.outcome = "refused"
@@ -210,6 +213,7 @@ class Answer:
         self.outcome = "completed"
         self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await response.rest()
 
     def _kept(self, piece: bytes) -> bytes:
         """What the user gets of it: whole events, which are in the journal now."""
@@ -221,7 +225,7 @@ class Answer:
     def _pass_on(self, piece: bytes) -> bool:
         events = self._kept(piece)
         more = not events or self.connection.write_chunk(events)
-        return more and self.events.failure is None
+        return more and self.events.failure is None and not self.events.ended
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True

@@ -72,6 +72,12 @@ class Connection(asyncio.Protocol):
         finally:
             self._take = None
 
+    async def rest(self) -> None:
+        """Wait for the end of an answer of which nothing more is needed: the connection can then be kept."""
+        with suppress(ConnectionError):
+            while await self.read():
+                pass
+
     def _taken(self) -> bytes:
         data = b"".join(self._pieces)
         self._pieces.clear()

@@ -130,6 +130,9 @@ class Reply:
     async def forward(self, take: Callable[[bytes], bool]) -> None:
         """Nothing: each piece comes from the iteration."""
 
+    async def rest(self) -> None:
+        """Nothing: the client closes a connection whose answer was not read to its end."""
+
 
 class Stronger:
     """The way to it; its connections are kept open."""

@@ -35,7 +35,8 @@ class StandIn:
     `mood`: well, slow, silent (nothing for ever), starting (status 503), broken (500), locked (401), refusing (400),
     dying (ends a stream early), aborting (and says so), erring (an error and the end mark under status 200, as vLLM
     does it), stillborn (the same before the first word), late (the same, and the request is wrong), flooding (words for
-    ever). `moods`: those of the next answers. `healthy`: what /health says. `missing`: models that it does not have.
+    ever), lingering (says nothing after the end mark, and does not end either), dropping (is killed after the end
+    mark). `moods`: those of the next answers. `healthy`: what /health says. `missing`: models that it does not have.
     `logprob`: of each word, where it is asked for.
     """
 
@@ -118,6 +119,10 @@ class StandIn:
             else:
                 yield event({**common, "choices": [], "usage": USAGE})
             yield b"data: [DONE]\n\n"
+            if mood == "lingering":
+                await asyncio.sleep(30)
+            if mood == "dropping":
+                raise ConnectionError("killed")
         finally:
             self.gone.set()
 

@@ -281,6 +281,16 @@ def test_a_client_that_leaves_is_recorded_and_the_engine_stops(gateway):
     assert gateway.engines[0].gone.wait(5)
 
 
+@pytest.mark.parametrize("mood", ["lingering", "dropping"])
+def test_an_answer_is_completed_when_the_user_has_its_end_mark(gateway, mood):
+    gateway.engines[0].mood = mood
+    with client(gateway).chat.completions.create(**chat(stream=True)) as stream:  # the client leaves at the mark
+        assert "".join(piece.choices[0].delta.content for piece in stream) == "".join(WORDS)
+    assert gateway.record("completed")["output"] == "".join(WORDS)
+    figures = httpx.get(f"{gateway.address}/metrics", trust_env=False).text
+    assert 'status="200"' in figures and 'status="499"' not in figures and 'status="502"' not in figures
+
+
 @pytest.mark.parametrize("mood", ["dying", "erring", "aborting"])
 def test_an_answer_that_breaks_off_ends_with_an_error_and_is_a_failure(gateway, mood):
     gateway.engines[0].mood = mood
