@@ -4,9 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from khmer_assets.foundation.home import HOME_VARIABLE
 from tests.tiny_model import save_tiny_mixture, save_tiny_model
+
+# How long an example takes is the machine's, not the test's; the examples of a property test share its fixtures.
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("factory", deadline=None, suppress_health_check=SUPPRESSED)
+settings.load_profile("factory")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import open_model
@@ -131,7 +131,7 @@ CHARACTERS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(st.lists(CHARACTERS, max_size=40).map("".join))
 def test_any_khmer_and_english_text_gets_the_same_ids(vocabulary, text):
     tokenizer, llama = vocabulary

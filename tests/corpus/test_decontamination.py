@@ -5,7 +5,7 @@ import pickle
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.corpus.decontamination import (
@@ -100,7 +100,6 @@ def test_a_set_that_cannot_be_read_is_an_error(recipe, tmp_path):
         texts(path="broken.jsonl", txt="text")
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=120), max_size=4), st.lists(st.text(max_size=120), max_size=4))
 def test_any_texts_are_judged_as_a_plain_search_would(texts, sets):
     n = 8

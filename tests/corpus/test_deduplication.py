@@ -8,7 +8,7 @@ import lancedb
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.corpus import deduplication, semantic
@@ -67,7 +67,6 @@ def verdicts(index: pl.DataFrame) -> dict[str, tuple[str | None, str]]:
     return {row["id"]: (row["duplicate_rule"], row["kept_id"]) for row in index.iter_rows(named=True)}
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30), st.integers(1, 8))
 def test_hashes_are_equal_exactly_where_the_ngrams_are(text, n):
     plain = "".join(text.split())
@@ -78,7 +77,6 @@ def test_hashes_are_equal_exactly_where_the_ngrams_are(text, n):
     assert len(set(zip(hashes, ngrams, strict=True))) == len(set(hashes)) == len(set(ngrams))
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=5), st.integers(1, 6))
 def test_similarities_are_those_of_the_sets_of_ngrams(pairs, n):
     texts = Texts.of(pl.Series([text for pair in pairs for text in pair], dtype=pl.String))

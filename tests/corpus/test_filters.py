@@ -4,7 +4,7 @@ import pickle
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.corpus.filters import Filters, filter_batch
@@ -179,7 +179,6 @@ PARTS = [*KHMER_PAGE.split(), "Am", "â™ª", "\n", "...", "#", "012 345 678", "ðŸ˜
 TEXTS = st.one_of(st.text(max_size=300), st.lists(st.sampled_from(PARTS)).map("".join))
 
 
-@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=4))
 def test_any_texts_are_judged_and_none_is_lost(texts):
     batch = documents("s", texts).collect()

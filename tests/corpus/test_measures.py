@@ -1,7 +1,7 @@
 """Letters, lines and words are counted; repetition is measured as Gopher's filters do."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.corpus.measures import character_measures, word_measures
@@ -65,7 +65,6 @@ def top(words: list[str], n: int) -> int:
     return max(runs.count(run) * len(run) for run in runs if run == max(runs, key=runs.count)) if runs else 0
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.sampled_from(["a", "bc", "def"]), min_size=1, max_size=60))
 def test_repetition_is_what_a_plain_count_finds(words):
     text = " ".join(words)
@@ -76,7 +75,6 @@ def test_repetition_is_what_a_plain_count_finds(words):
         assert row[f"top_{n}_grams"] == pytest.approx(top(words, n) / len(text))
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.text(max_size=100), max_size=4), st.booleans())
 def test_a_text_measures_the_same_alone_and_among_others(texts, khmer):
     assert character_measures(texts).rows() == [character_measures([text]).row(0) for text in texts]

@@ -29,7 +29,7 @@ def test_chrf_and_bleu_are_those_of_sacrebleu_to_the_digit():
 khmer_or_not = st.text("កខគងច្រើន ញ។abc", max_size=30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(khmer_or_not, khmer_or_not), min_size=1, max_size=4))
 def test_any_texts_score_as_in_sacrebleu(pairs):
     from sacrebleu.metrics.bleu import BLEU

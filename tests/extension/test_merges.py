@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -77,14 +77,14 @@ OTHER_TEXT = st.text(st.characters(exclude_categories=["Cs", "Mn", "Mc", "Me"], 
 ))  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(OTHER_TEXT | st.lists(st.sampled_from([*ENGLISH_TEXTS, CODE, ADDED, "<|im_start|>", " ", "\n"])).map("".join))
 def test_any_text_without_khmer_keeps_its_ids(tokenizers, text):
     before, after = (tokenizer.encode(text).ids for tokenizer in tokenizers)
     assert before == after
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(
     st.text(st.characters(min_codepoint=0x1780, max_codepoint=0x17F9) | st.sampled_from("a 1.\n\u200b"), max_size=40)
 )

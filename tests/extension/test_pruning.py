@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -97,7 +97,7 @@ def test_ids_in_a_template_of_the_tokenizer_move_too():
     assert template["special_tokens"]["<s>"]["ids"] == [2]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(st.text(max_size=40) | st.lists(st.sampled_from([*ENGLISH_TEXTS, *KHMER_TEXTS, CODE, ADDED])).map("".join))
 def test_any_text_comes_back_as_it_was(read, text):
     assert read.decode(read.encode(text).ids, skip_special_tokens=False) == text

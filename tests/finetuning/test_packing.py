@@ -23,7 +23,7 @@ def model(request, tmp_path_factory):
     return load_model(save_tiny_model(tmp_path_factory.mktemp("model"), architecture=request.param)).eval()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=7))
 def test_the_loss_is_that_of_chats_with_a_row_each(model, lengths):
     examples = examples_of(lengths)

@@ -8,7 +8,7 @@ import os
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.foundation.settings import validated
@@ -96,7 +96,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
             read_chats(other, "numbers", NORMALIZATION)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=30).filter(lambda row: row.strip() and b"\n" not in row), max_size=5))
 def test_every_line_is_kept_or_set_aside(read, lines):
     first = line("A", "b").encode()  # a file that begins otherwise may be refused as a whole

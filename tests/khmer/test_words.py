@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from khmer_assets.khmer.words import khmer_words, spaced_words, units, words
@@ -19,7 +19,6 @@ def as_khmer_nltk(text: str) -> list[str]:
     return [word.strip() for word in word_tokenize(text) if word.strip()]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=30).map("".join))
 def test_words_are_those_of_khmer_nltk(text):
     text = " ".join(text.split())  # of several spaces it keeps some
@@ -42,7 +41,6 @@ def test_what_ends_a_word(text, expected):
     assert words(text) == expected
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_nothing_but_space_is_outside_of_words(text):
     def squeezed(text: str) -> str:
@@ -51,7 +49,6 @@ def test_nothing_but_space_is_outside_of_words(text):
     assert squeezed("".join(words(text))) == squeezed(text)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_a_text_has_the_same_words_alone_and_among_others(texts):
     data = units("".join(texts))
@@ -61,7 +58,6 @@ def test_a_text_has_the_same_words_alone_and_among_others(texts):
     assert together == [word for text in texts for word in words(text)]
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_spaced_words_are_parted_as_str_split_does(text):
     data = units(text)

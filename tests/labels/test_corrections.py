@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from khmer_assets.labels.categories import LABELLED, PERSON
@@ -71,7 +71,7 @@ def test_a_line_that_is_no_correction_is_set_aside_with_its_reason(read, line, t
     assert rows["content_hash"][0] == content_hash("ច្បាប់")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

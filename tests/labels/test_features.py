@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from khmer_assets.labels.features import BUCKETS, LONGEST, ngram_counts
@@ -16,7 +16,6 @@ def counted(*texts: str, characters: int = 3000) -> list[dict[int, float]]:
     ]
 
 
-@settings(deadline=None)  # the first call loads what is compiled
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_every_run_of_characters_is_counted_once_a_time_that_it_occurs(texts):
     for text, found in zip(texts, counted(*texts), strict=True):

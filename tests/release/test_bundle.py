@@ -87,7 +87,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_does(tmp_path)
     assert sum(file.stat().st_size for file in (tmp_path / "unpacked").rglob("*")) <= 1_000_000
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cut=st.integers(0, 10_000), noise=st.binary(min_size=1, max_size=50))
 def test_a_broken_archive_is_refused_or_harmless(tmp_path_factory, cut, noise):
     folder = tmp_path_factory.mktemp("broken")

@@ -166,7 +166,7 @@ class Front:
 
     def record(self, outcome: str) -> dict[str, Any]:
         """The only record of this outcome; it may be written a moment after the user has seen the end."""
-        for _ in range(400):
+        for _ in range(3000):
             found = [record for record in self.records() if record["outcome"] == outcome]
             if found:
                 (one,) = found

@@ -78,7 +78,7 @@ def test_a_page_at_the_limit_is_read():
         max_size=40,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_page_breaks_the_reading(pieces):
     row = extract("".join(pieces), "a.html")
     assert row["place"] == "a.html"

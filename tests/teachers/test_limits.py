@@ -62,7 +62,7 @@ def test_what_a_pause_has_held_up_is_made_up_for_within_the_limit():
     assert 0.99 * 6000 <= count <= 6000
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6), st.integers(100, 400))
 def test_tokens_a_minute_of_uneven_requests_are_never_more_and_hardly_less(seed, largest):
     pick = random.Random(seed)

@@ -15,26 +15,26 @@ WORDING = Wording(TEMPLATE)
 GOOD = {"label": "ល្អ"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text())
 def test_a_value_is_put_in_as_it_is_also_with_braces(text):
     assert rendered(TEMPLATE, {"text": text}) == f"ចូរវាយតម្លៃ៖ {text}"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(), min_size=2, max_size=20))
 def test_rows_of_a_batch_stay_apart_whatever_they_say(texts):
     asked = WORDING.messages(texts)[-1]["content"]
     assert list(json.loads(asked).values()) == texts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(), st.integers(1, 12))
 def test_any_text_is_read_without_an_error(content, rows):
     assert len(WORDING.taken_apart(content, rows)) == rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 9).flatmap(lambda rows: st.tuples(st.just(rows), st.integers(0, 300))))
 def test_of_a_cut_batch_the_whole_rows_are_read(case):
     rows, length = case

@@ -105,7 +105,7 @@ def test_the_first_category_is_the_articles():
         st.sampled_from(["{{", "}}", "{|", "|}", "[[", "]]", "|", "<ref>", "</ref>", "''", "\n", "=", "ក", "<!--"])
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_markup_breaks_the_reading(pieces):
     plain_text("".join(pieces), NAMES)
 
@@ -117,7 +117,7 @@ PIECES = ["ក", " ", "\n", "\n\n", "[[ក]]", "[[ក|ខ]]", "{{ក}}", "{{ក|
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_removed_before_the_parser_changes_nothing(wikitext):
     fast = plain_text(wikitext, NAMES)
     with pytest.MonkeyPatch.context() as patch:
