@@ -53,11 +53,13 @@ $(VENV)/.done: $(VENV)/.created pyproject.toml
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-# Alone, for another pip installs what else it needs at the same time; without what is not used: half of the compiling.
+# Alone, for another pip installs what else it needs at the same time; without what is not used, and -O1 for what does
+# not calculate (ggml does): a third of the compiling.
 $(VENV)/.llama_cpp: $(VENV)/.created Makefile
 	@echo "Compiling llama-cpp-python"
 	@echo 'set(LLAMA_BUILD_COMMON OFF)' >$(VENV)/llama.cmake
-	@CMAKE_ARGS="$$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/$(VENV)/llama.cmake" \
+	@echo 'cmake_language(DEFER CALL target_compile_options llama PRIVATE -O1)' >>$(VENV)/llama.cmake
+	@CMAKE_ARGS="$$CMAKE_ARGS -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/$(VENV)/llama.cmake" \
 	    flock $(VENV) $(PIP_INSTALL) --no-deps llama-cpp-python==$(LLAMA_CPP_PYTHON_VERSION) diskcache
 	@touch $@
 

@@ -58,8 +58,11 @@ def test_users_of_a_killed_gateway_wait_and_are_not_refused(tmp_path, scheme, mo
         started.process.stop()
 
 
-def test_a_gateway_whose_supervisor_was_killed_hands_over_without_a_gap(tmp_path):
+def test_a_gateway_whose_supervisor_was_killed_hands_over_without_a_gap(tmp_path, monkeypatch):
     folder = tmp_path / "server"
+    folder.mkdir()
+    ServerState(release=RELEASE).write(folder)
+    monkeypatch.setenv(VLLM_PYTHON_VARIABLE, "/nowhere")
     started = GatewayProcess(folder, "127.0.0.1", free_port(), tls=False)
     started.start()
     ended, refused = threading.Event(), []
@@ -80,8 +83,8 @@ def test_a_gateway_whose_supervisor_was_killed_hands_over_without_a_gap(tmp_path
         assert started.answers(), "its users notice nothing"
         with socket.create_connection((started.host, started.port)) as unfinished:
             head = f"Host: here\r\nAuthorization: Bearer {secret(started.key_file)}\r\nContent-Length: 9\r\n"
-            unfinished.sendall(f"POST /v1/tokenize HTTP/1.1\r\n{head}\r\n{{".encode())
-            time.sleep(0.5)
+            unfinished.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}Expect: 100-continue\r\n\r\n".encode())
+            assert unfinished.recv(100).startswith(b"HTTP/1.1 100"), "it is being read"
             knocking = threading.Thread(target=knock)
             knocking.start()
             assert started.start() is True
