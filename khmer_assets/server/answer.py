@@ -200,9 +200,9 @@ class Answer:
                     self.record.first_byte = time.monotonic()
                     await self._start(send, 200, "text/event-stream")
                 await send({"type": "http.response.body", "body": events, "more_body": True})  # waits for slow readers
-                if not self.events.ended:
+                if not self.events.over:
                     await response.forward(self._pass_on)
-            if self.events.failure is not None or self.events.ended:
+            if self.events.over:
                 break
         if self.events.refusal and not self.started:
             self.outcome = "refused"
@@ -225,7 +225,7 @@ class Answer:
     def _pass_on(self, piece: bytes) -> bool:
         events = self._kept(piece)
         more = not events or self.connection.write_chunk(events)
-        return more and self.events.failure is None and not self.events.ended
+        return more and not self.events.over
 
     async def _start(self, send: Send, status: int, content_type: str) -> None:
         self.started = True

@@ -30,6 +30,11 @@ class Events:
         self.refusal: tuple[int, bytes] | None = None  # the failure, where it is the request's: its status and event
         self._pending = b""  # the beginning of an event
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more of the stream counts."""
+        return self.ended or self.failure is not None
+
     def whole(self, piece: bytes) -> bytes:
         """The events that this piece of the stream completes, up to one that tells of a failure."""
         events, mark, self._pending = (self._pending + piece).rpartition(BETWEEN)

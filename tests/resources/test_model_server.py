@@ -314,7 +314,7 @@ def test_a_supervisor_that_is_killed_at_any_moment_of_a_deployment_leaves_no_sec
             ask(QUESTION, server.base_url, server.api_key(), max_tokens=8)
             assert server.status().models[1] == f"khmer-{digests[number % 2][:12]}"
             assert len(outages[-1]) in (0, 2), "no second gap"
-            assert not outages[-1] or outages[-1][1] - outages[-1][0] < 10, "of seconds"
+            assert not outages[-1] or outages[-1][1] - outages[-1][0] < 1, "of a second"
             outages.append([])
     finally:
         ended.set()
